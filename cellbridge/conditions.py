@@ -1,0 +1,73 @@
+"""Conditions: a compound at a dose, written `compound@dose` (micromolar), and their resolution from what a user types."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cellbridge.errors import ConditionError, did_you_mean
+
+
+@dataclass(frozen=True, order=True)
+class Condition:
+    """A compound at a dose; the dose is None where the data gives none (and for a control)."""
+
+    compound: str
+    dose_um: float | None = None
+
+    @property
+    def name(self) -> str:
+        """`compound@dose`, or the compound alone where there is no dose."""
+        return self.compound if self.dose_um is None else f"{self.compound}@{self.dose_um:g}"
+
+    @property
+    def slug(self) -> str:
+        """The name with every character that a file name may not have replaced."""
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.name)
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """Read `compound`, `compound@50`, or `compound 50 uM`; a compound may contain any character but `@`."""
+        text = text.strip()
+        match = re.fullmatch(r"(.+?)\s*@\s*([0-9.eE+-]+)\s*(?:[uµμ]M)?", text) or re.fullmatch(
+            r"(.+?)\s+([0-9.eE+-]+)\s*[uµμ]M", text
+        )
+        if match is None:
+            return cls(text)
+        try:
+            return cls(match[1], float(match[2]))
+        except ValueError:
+            return cls(text)
+
+
+def resolve(
+    text: str, known: Iterable[Condition], *, aliases: Mapping[str, str] | None = None
+) -> Condition:
+    """Return the known condition that `text` names.
+
+    Parameters
+    ----------
+    text : a compound, a compound at a dose, or an identifier listed in `aliases`.
+    known : the conditions that the data holds.
+    aliases : identifier (such as a JUMP id `JCP2022_037716`) → compound.
+
+    Raises
+    ------
+    ConditionError : nothing has that name (the nearest one is offered), or the compound has several doses.
+    """
+    conditions = list(known)
+    wanted = Condition.parse(text)
+    compound = (aliases or {}).get(wanted.compound, wanted.compound)
+    same = [c for c in conditions if c.compound.casefold() == compound.casefold()]
+    exact = [c for c in same if c.compound == compound] or same
+    if wanted.dose_um is not None:
+        exact = [c for c in exact if c.dose_um is not None and abs(c.dose_um - wanted.dose_um) <= 1e-6 * c.dose_um]
+    if len(exact) == 1:
+        return exact[0]
+    if len(exact) > 1:
+        doses = ", ".join(f'"{c.name}"' for c in sorted(exact, key=lambda c: c.dose_um or 0.0))
+        raise ConditionError(f'condition "{text}" is ambiguous: the data holds {doses}. Name one of them.')
+    if same:
+        names = [c.name for c in same]
+        raise ConditionError(f'condition "{text}" is not in the data at that dose.{did_you_mean(text, names)}')
+    names = [c.name for c in conditions] + [c.compound for c in conditions if c.dose_um is not None]
+    raise ConditionError(f'condition "{text}" is not in the data.{did_you_mean(text, names)}')

@@ -1,0 +1,176 @@
+"""Configuration: YAML and `--set a.b=c` into frozen pydantic models, with "did you mean" for a key that is not known.
+
+Sections that describe a part (network, schedule, adapter …) live here, so that `assembly` can rebuild the part from a run;
+a stage composes them with its own settings in its own file.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from cellbridge.errors import ConfigError, did_you_mean
+
+
+class Section(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(Section):
+    """The backbone: a diffusers `UNet2DModel` over all channels, with one embedding row per condition."""
+
+    backbone: Literal["unet"] = "unet"
+    widths: tuple[PositiveInt, ...] = (32, 64, 96)
+    layers_per_block: PositiveInt = 1
+    attention_levels: tuple[int, ...] = (2,)
+    """Resolution levels (0 is the finest) that have self-attention."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    embedding_std: float = Field(default=0.02, gt=0.0)
+    """Initial standard deviation of the condition embedding; PyTorch's own 1.0 drowns the time embedding."""
+
+
+class ScheduleConfig(Section):
+    """The noise schedule and what the network predicts."""
+
+    kind: Literal["cosine", "linear"] = "cosine"
+    steps: PositiveInt = 1000
+    prediction: Literal["v", "epsilon", "x_0"] = "v"
+
+
+class SolverConfig(Section):
+    """How the probability-flow ODE is solved, in either direction."""
+
+    steps: PositiveInt = 25
+    order: Literal[1, 2] = 2
+    """1: DDIM, one network call a step; 2: midpoint (DPM-Solver-2), two calls a step."""
+    grid: Literal["uniform", "quadratic", "log_snr"] = "quadratic"
+    """Where the steps lie in t; `quadratic` is dense at small t, where dark backgrounds need it."""
+    guidance_scale: float = Field(default=1.0, ge=0.0)
+    """1 is the conditional model, and costs one network call."""
+
+
+class AdapterConfig(Section):
+    """LoRA on a frozen base."""
+
+    rank: PositiveInt = 16
+    alpha: float | None = None
+    """Scale numerator; the default is the rank, so that the update is B A."""
+    targets: tuple[Literal["attention", "convolution", "time"], ...] = ("attention", "convolution", "time")
+
+
+class TrainingConfig(Section):
+    """What the training engine needs to know, whatever the method."""
+
+    steps: PositiveInt = 2000
+    batch_size: PositiveInt = 32
+    accumulation: PositiveInt = 1
+    """Micro-batches per optimiser step; `batch_size` is the global batch of one optimiser step."""
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    warmup_steps: int = Field(default=50, ge=0)
+    decay: Literal["constant", "cosine"] = "cosine"
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    gradient_clip: float = Field(default=1.0, gt=0.0)
+    ema_decay: float = Field(default=0.999, ge=0.0, lt=1.0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast where it pays (a GPU with bf16, or a CPU with native bf16 arithmetic)."""
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
+    channels_last: bool = False
+    seed: int = 0
+    log_every: PositiveInt = 20
+    checkpoint_every: PositiveInt = 500
+    keep_last: PositiveInt = 2
+    sample_every: int = Field(default=0, ge=0)
+    """Steps between sample grids; 0 draws one at the end only."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainingConfig":
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        return self
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def load(model: type[ConfigT], *, file: Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Build a configuration from defaults, then a YAML file, then `a.b=c` overrides, each winning over the one before.
+
+    Raises
+    ------
+    ConfigError : the file is missing or not a mapping, a key is not known, or a value does not fit.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_yaml(file)
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(model, values, source=str(file) if file else "--set")
+
+
+def validate(model: type[ConfigT], values: dict[str, Any], *, source: str) -> ConfigT:
+    """Validate a plain mapping; `source` stands at the front of the error message."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        where = ".".join(path) or "(top)"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f'{source}: unknown key "{where}".{did_you_mean(path[-1], _keys_at(model, path[:-1]))}') from None
+        if first["type"] == "missing":
+            raise ConfigError(f'{source}: "{where}" is required. Give it in the file, or as --set {where}=VALUE.') from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f'{source}: "{where}" = {first["input"]!r}: {message}.') from None
+
+
+def dump(config: BaseModel) -> str:
+    """Return the configuration as YAML that `load` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file. Check the path given to --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{file}: not plain YAML ({detail}). Only mappings, lists, strings and numbers are read.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: holds a {type(values).__name__}, expected `key: value` lines.")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f'--set "{override}": expected KEY=VALUE, such as training.steps=500.')
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f'--set {override}: "{parent}" holds a single value and has no key "{last}".')
+        node = child
+    node[last] = value
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    node: Any = model
+    for part in path:
+        field = getattr(node, "model_fields", {}).get(part)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        node = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(getattr(node, "model_fields", {}))

@@ -1,0 +1,239 @@
+"""Run directories: the only place that knows file names, where results came from, and how they are published.
+
+A file or directory appears under its name only when it is whole: it is written beside, synced and renamed. A directory counts
+once its `manifest.json`, written last, is there and lists every file with size and sha256.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cellbridge.errors import CheckpointError, ResourceError, RunError
+
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Where a stage's results lie."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def model(self) -> Path:
+        """A diffusers folder, a peft directory or a classifier, with its manifest."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def require_model(self) -> Path:
+        """Return the finished model's directory; raise CheckpointError where training has not ended."""
+        if not (self.model / MANIFEST).is_file():
+            raise CheckpointError(f"{self.path}: holds no finished model (no model/{MANIFEST}). Run its training command to the end.")
+        return self.model
+
+
+def write_provenance(run: RunDir, *, seed: int | None, inputs: Mapping[str, Path]) -> None:
+    """Record the command, versions, commit, machine and the hash of every input of a run."""
+    packages = ("torch", "diffusers", "peft", "accelerate", "numpy", "zarr", "anndata", "torch-fidelity", "scikit-image", "POT")
+    write_json(
+        run.provenance,
+        {
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "cellbridge": metadata.version("cellbridge"),
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+            "packages": {name: metadata.version(name) for name in packages},
+            "seed": seed,
+            "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},
+        },
+    )
+
+
+def fingerprint(path: Path) -> str:
+    """Return the sha256 of a file, or of a published directory's manifest (which holds the sums of all its files)."""
+    if path.is_dir():
+        for candidate in (path / MANIFEST, path / "model" / MANIFEST, path / "zarr.json"):
+            if candidate.is_file():
+                return file_sha256(candidate)
+        raise RunError(f"{path}: is neither a finished model nor a store (no {MANIFEST} and no zarr.json).")
+    return file_sha256(path)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old one or the new one, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON (no NaN) atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def publish_directory(target: Path, *, manifest: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """Yield an empty sibling directory to write into, and publish it as `target` when the block ends without an error.
+
+    On an error nothing appears under `target` and the sibling is removed. An existing `target` is replaced only by the rename.
+
+    Parameters
+    ----------
+    manifest : entries that stand in `manifest.json` beside `files`; None writes no manifest (for formats with their own).
+
+    Raises
+    ------
+    ResourceError : the disk is full (path and bytes are named).
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    discarded = target.with_name(f".{target.name}.{os.getpid()}.old")
+    with _disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if manifest is not None:
+                write_json(temporary / MANIFEST, {**manifest, "files": _file_sums(temporary)})
+            _sync_tree(temporary)
+            if target.exists():
+                os.replace(target, discarded)
+            os.replace(temporary, target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(discarded, ignore_errors=True)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return a published directory's manifest; raise CheckpointError where it is absent or not JSON."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: incomplete (no {MANIFEST}); it was never published.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory}/{MANIFEST}: cannot be read ({error}).") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"{directory}/{MANIFEST}: is no manifest (no list of files).")
+    return manifest
+
+
+def verify_directory(directory: Path) -> list[str]:
+    """Return what is wrong with a published directory: one line per missing, changed or unlisted file."""
+    listed = read_manifest(directory)["files"]
+    present = _file_sums(directory)
+    problems = [f"{directory / name}: listed in {MANIFEST} but missing" for name in listed if name not in present]
+    for name, entry in present.items():
+        if name not in listed:
+            problems.append(f"{directory / name}: not listed in {MANIFEST}")
+        elif entry["bytes"] != listed[name]["bytes"]:
+            problems.append(f"{directory / name}: {entry['bytes']} bytes, {MANIFEST} says {listed[name]['bytes']}")
+        elif entry["sha256"] != listed[name]["sha256"]:
+            problems.append(f"{directory / name}: sha256 differs from {MANIFEST}")
+    return problems
+
+
+def _file_sums(directory: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
+    return {
+        p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files
+    }
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        _sync(path)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        parent = next(p for p in (target, *target.parents) if p.exists())
+        free = shutil.disk_usage(parent).free
+        raise ResourceError(
+            f"{target}: cannot be written ({error.strerror}; {free} bytes free). Free some space and run the same command again."
+        ) from error
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,67 @@
+"""Device, precision, threads, and randomness that depends on a seed and a purpose and on nothing else."""
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from cellbridge.errors import ConfigError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f'device "{name}" is not known to PyTorch. Use auto, cpu, cuda or cuda:N.') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f'device "{name}": this machine has no usable CUDA device. Use device=cpu or auto.')
+    return device
+
+
+def pick_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype:
+    """Return the autocast type; `auto` is bf16 where the hardware computes in it."""
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Return an autocast region, or nothing for float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that is a function of its parts: a purpose, a seed, a step, an image …"""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(device: torch.device | str, *parts: int | str) -> Generator:
+    """Return a fresh generator on `device`, seeded by `derive_seed(*parts)`."""
+    return Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+def noise_per_image(seeds: Tensor, shape: tuple[int, ...], *, purpose: str) -> Tensor:
+    """Draw standard normal noise of `shape` for each seed, independent of the other images of the batch.
+
+    Parameters
+    ----------
+    seeds : (batch,), int64, on any device.
+    shape : shape of one image.
+    purpose : separates the streams that one image needs ("x_T", "eta" …).
+
+    Returns
+    -------
+    (batch, *shape), float32, drawn on the CPU so that every device gives the same numbers, on the device of `seeds`.
+    """
+    drawn = [torch.randn(shape, generator=generator("cpu", purpose, int(seed))) for seed in seeds.tolist()]
+    return torch.stack(drawn).to(seeds.device) if drawn else torch.empty((0, *shape), device=seeds.device)
