@@ -39,9 +39,7 @@ class Condition:
             return cls(text)
 
 
-def resolve(
-    text: str, known: Iterable[Condition], *, aliases: Mapping[str, str] | None = None
-) -> Condition:
+def resolve(text: str, known: Iterable[Condition], *, aliases: Mapping[str, str] | None = None) -> Condition:
     """Return the known condition that `text` names.
 
     Parameters

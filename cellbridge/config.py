@@ -4,7 +4,7 @@ Sections that describe a part (network, schedule, adapter …) live here, so tha
 a stage composes them with its own settings in its own file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -96,8 +96,19 @@ class TrainingConfig(Section):
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def load(model: type[ConfigT], *, file: Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
-    """Build a configuration from defaults, then a YAML file, then `a.b=c` overrides, each winning over the one before.
+def load(
+    model: type[ConfigT],
+    *,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> ConfigT:
+    """Build a configuration from defaults, a YAML file, `a.b=c` overrides and options, each winning over the one before.
+
+    Parameters
+    ----------
+    overrides : `a.b=c`, whose right side is read as YAML.
+    options : dotted key → value, taken as it is, so that a compound called `null` stays a string.
 
     Raises
     ------
@@ -107,7 +118,12 @@ def load(model: type[ConfigT], *, file: Path | None = None, overrides: Sequence[
     if file is not None:
         values = _read_yaml(file)
     for override in overrides:
-        _apply_override(values, override)
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f'--set "{override}": expected KEY=VALUE, such as training.steps=500.')
+        _assign(values, key, _parse_scalar(text))
+    for key, value in (options or {}).items():
+        _assign(values, key, value)
     return validate(model, values, source=str(file) if file else "--set")
 
 
@@ -120,9 +136,13 @@ def validate(model: type[ConfigT], values: dict[str, Any], *, source: str) -> Co
         path = [str(part) for part in first["loc"]]
         where = ".".join(path) or "(top)"
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f'{source}: unknown key "{where}".{did_you_mean(path[-1], _keys_at(model, path[:-1]))}') from None
+            raise ConfigError(
+                f'{source}: unknown key "{where}".{did_you_mean(path[-1], _keys_at(model, path[:-1]))}'
+            ) from None
         if first["type"] == "missing":
-            raise ConfigError(f'{source}: "{where}" is required. Give it in the file, or as --set {where}=VALUE.') from None
+            raise ConfigError(
+                f'{source}: "{where}" is required. Give it in the file, or as --set {where}=VALUE.'
+            ) from None
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f'{source}: "{where}" = {first["input"]!r}: {message}.') from None
 
@@ -141,7 +161,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read ({error}).") from None
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
-        raise ConfigError(f"{file}: not plain YAML ({detail}). Only mappings, lists, strings and numbers are read.") from None
+        raise ConfigError(
+            f"{file}: not plain YAML ({detail}). Only mappings, lists, strings and numbers are read."
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -149,20 +171,20 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f'--set "{override}": expected KEY=VALUE, such as training.steps=500.')
+def _parse_scalar(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        value = text
+        return text
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     node = values
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f'--set {override}: "{parent}" holds a single value and has no key "{last}".')
+            raise ConfigError(f'"{key}": "{parent}" holds a single value and has no key "{last}".')
         node = child
     node[last] = value
 

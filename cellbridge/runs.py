@@ -72,13 +72,26 @@ class RunDir:
     def require_model(self) -> Path:
         """Return the finished model's directory; raise CheckpointError where training has not ended."""
         if not (self.model / MANIFEST).is_file():
-            raise CheckpointError(f"{self.path}: holds no finished model (no model/{MANIFEST}). Run its training command to the end.")
+            raise CheckpointError(
+                f"{self.path}: holds no finished model (no model/{MANIFEST}). Run its training command to the end."
+            )
         return self.model
 
 
 def write_provenance(run: RunDir, *, seed: int | None, inputs: Mapping[str, Path]) -> None:
     """Record the command, versions, commit, machine and the hash of every input of a run."""
-    packages = ("torch", "diffusers", "peft", "accelerate", "numpy", "zarr", "anndata", "torch-fidelity", "scikit-image", "POT")
+    packages = (
+        "torch",
+        "diffusers",
+        "peft",
+        "accelerate",
+        "numpy",
+        "zarr",
+        "anndata",
+        "torch-fidelity",
+        "scikit-image",
+        "POT",
+    )
     write_json(
         run.provenance,
         {
@@ -198,9 +211,7 @@ def verify_directory(directory: Path) -> list[str]:
 
 def _file_sums(directory: Path) -> dict[str, dict[str, Any]]:
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
-    return {
-        p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files
-    }
+    return {p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
 
 
 def _sync_tree(directory: Path) -> None:

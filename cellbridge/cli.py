@@ -1,0 +1,249 @@
+"""The command line: one sub-command per stage. A stage is imported only when it is called."""
+
+import argparse
+import errno
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellbridge.errors import CellbridgeError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Option:
+    """A short spelling of a configuration key; `many` options may be given several times."""
+
+    flag: str
+    key: str
+    help: str
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """A stage, as the user calls it."""
+
+    name: str
+    module: str
+    help: str
+    options: tuple[Option, ...] = ()
+    writes: bool = True
+    """Whether `--out` is required."""
+    positional: tuple[Option, ...] = ()
+
+
+_STORE = Option("--store", "store", "the store of real cells that `prepare` made")
+_SEED = Option("--seed", "seed", "the seed of every random choice")
+_DEVICE = Option("--device", "device", "auto, cpu, cuda or cuda:N")
+_TRAINING = (
+    Option("--resume", "resume", "auto (default: the same command continues), never, or a checkpoint's path"),
+    Option("--keep-last", "training.keep_last", "how many checkpoints to keep"),
+    Option("--init-from", "init_from", "a model directory whose weights training starts from"),
+    Option("--seed", "training.seed", "the seed of every random choice"),
+    _DEVICE,
+)
+
+COMMANDS = (
+    Command("synthesize", "synthesize", "render synthetic plates whose counterfactual truth is known", (_SEED,)),
+    Command(
+        "prepare",
+        "prepare",
+        "plates or ready-made crops into a store of cells",
+        (
+            Option("--manifest", "manifest", "the data set's manifest.yaml"),
+            Option("--root", "root", "where the data set's files lie"),
+            Option(
+                "--crops-from", "crops_from", "cut the same cells as this store, out of other images of the same fields"
+            ),
+        ),
+    ),
+    Command(
+        "train-classifier",
+        "train_classifier",
+        "train the condition classifier, which is also the offline feature extractor",
+        (_STORE, *_TRAINING),
+    ),
+    Command(
+        "pretrain", "pretrain", "train the base diffusion model, on control cells by default", (_STORE, *_TRAINING)
+    ),
+    Command(
+        "finetune",
+        "finetune",
+        "train one LoRA adapter for a condition over the frozen base",
+        (
+            _STORE,
+            Option("--base", "base", "the run directory of `pretrain`"),
+            Option("--condition", "condition", "compound, compound@dose (micromolar), or a JUMP identifier"),
+            *_TRAINING,
+        ),
+    ),
+    Command(
+        "translate",
+        "translate",
+        "show what these very cells would look like under a condition",
+        (
+            _STORE,
+            Option("--base", "base", "the run directory of `pretrain`"),
+            Option("--adapter", "adapters", "a run directory of `finetune`; give one per target", many=True),
+            Option("--source", "source", "the condition of the cells to translate (default: the control)"),
+            Option("--target", "targets", "the condition to translate to (default: every adapter's)", many=True),
+            Option("--method", "method", "ddib"),
+            Option("--x-T", "x_T", "inverted (default) or fresh"),
+            Option("--n", "n", "how many cells (default: all of the split)"),
+            _SEED,
+            _DEVICE,
+        ),
+    ),
+    Command(
+        "evaluate",
+        "evaluate",
+        "judge translated cells beside the null rows (numbers only)",
+        (
+            Option("--translated", "translated", "the store that `translate` made"),
+            Option("--reference", "reference", "the store of real cells"),
+            Option("--classifier", "classifier", "the run directory of `train-classifier`"),
+            Option("--truth", "truth", "the store of counterfactual cells, where the truth is known"),
+            Option("--inception-weights", "inception_weights", "torch-fidelity's Inception weights file"),
+            Option("--n", "n", "cells per row (default: as many as every row can have)"),
+            _SEED,
+        ),
+    ),
+    Command(
+        "report",
+        "report",
+        "render an evaluation as one self-contained HTML page",
+        writes=False,
+        positional=(Option("runs", "runs", "the evaluation, and the training runs whose curves to show", many=True),),
+    ),
+    Command(
+        "checkpoint",
+        "checkpoint",
+        "list or verify the checkpoints of a run",
+        writes=False,
+        positional=(
+            Option("action", "action", "list or verify"),
+            Option("run", "run", "a run directory"),
+        ),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 2 bad input, 3 numerical failure, 4 resources, 130/143 stopped."""
+    arguments = _parser().parse_args(argv)
+    if arguments.command is None:
+        _parser().print_help()
+        return 0
+    command = next(c for c in COMMANDS if c.name == arguments.command)
+    try:
+        summary = _call(command, arguments)
+    except CellbridgeError as error:
+        return _fail(command, error, error.exit_code, debug=arguments.debug)
+    except KeyboardInterrupt as error:
+        return _fail(command, error, 130, debug=arguments.debug, text="stopped before anything had to be saved")
+    except (MemoryError, OSError, RuntimeError) as error:
+        text = _resource_failure(error)
+        if text is None:
+            raise
+        return _fail(command, error, 4, debug=arguments.debug, text=text)
+    if arguments.json:
+        print(json.dumps(summary, ensure_ascii=False, default=str))
+    else:
+        _print_summary(summary)
+    return 0
+
+
+def _call(command: Command, arguments: argparse.Namespace) -> dict[str, Any]:
+    from cellbridge.config import load
+
+    stage = importlib.import_module(f"cellbridge.stages.{command.module}")
+    options = {
+        option.key: value
+        for option in (*command.options, *command.positional)
+        if (value := getattr(arguments, _destination(option))) not in (None, [])
+    }
+    config = load(stage.Config, file=arguments.config, overrides=arguments.set, options=options)
+    summary: dict[str, Any] = stage.run(config, out=arguments.out) if command.writes else stage.run(config)
+    return summary
+
+
+def _parser() -> argparse.ArgumentParser:
+    from cellbridge import __version__
+
+    parser = _Parser(
+        prog="cellbridge",
+        description="What would this very cell look like under compound X, and can I believe it?",
+        epilog="Each command takes --config FILE and --set a.b=c; `cellbridge COMMAND --help` shows the rest.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for command in COMMANDS:
+        sub = subparsers.add_parser(command.name, help=command.help, description=f"{command.help}.".capitalize())
+        for option in command.positional:
+            sub.add_argument(option.flag, help=option.help, nargs="+" if option.many else None)
+        for option in command.options:
+            action = "append" if option.many else "store"
+            sub.add_argument(option.flag, dest=_destination(option), metavar="VALUE", help=option.help, action=action)
+        sub.add_argument(
+            "--config", type=Path, metavar="FILE", help="settings in YAML; see pipelines/studies for examples"
+        )
+        sub.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
+        if command.writes:
+            sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the result goes")
+        sub.add_argument("--json", action="store_true", help="print the summary as one line of JSON")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the nearest command's name for one that does not exist."""
+
+    def error(self, message: str) -> Any:
+        if "invalid choice" in message and "COMMAND" in message:
+            found = message.split("invalid choice: '", 1)[-1].split("'", 1)[0]
+            message = f'there is no command "{found}".{did_you_mean(found, (c.name for c in COMMANDS))}'
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _destination(option: Option) -> str:
+    return option.flag if not option.flag.startswith("-") else "option_" + option.key.replace(".", "_")
+
+
+def _resource_failure(error: BaseException) -> str | None:
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
+        return (
+            "out of memory. Lower batch_size, or raise training.accumulation: the micro-batch shrinks and the result stays "
+            f"the same ({' '.join(str(error).split())[:200]})"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.filename or 'the disk'}: {error.strerror}. Free some space and run the same command again."
+    return None
+
+
+def _fail(command: Command, error: BaseException, code: int, *, debug: bool, text: str | None = None) -> int:
+    if debug:
+        traceback.print_exception(error)
+    kind = type(error).__name__
+    print(f"cellbridge {command.name}: {kind}: {' '.join((text or str(error)).split())}", file=sys.stderr)
+    return code
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    for key, value in summary.items():
+        if isinstance(value, str) and "\n" in value:
+            print(value)
+        else:
+            print(f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
