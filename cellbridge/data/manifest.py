@@ -1,0 +1,171 @@
+"""A data set's description: `manifest.yaml` into a frozen `Manifest`, and paths that cannot leave its root."""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+
+from cellbridge import config
+from cellbridge.config import Section
+from cellbridge.data.layout import PlateFormat
+from cellbridge.errors import ConfigError, ManifestError
+
+Paths = tuple[str, ...]
+
+
+class Manifest(Section):
+    """What a data set is, where its tables and images lie, and what its columns and channels mean.
+
+    Every key is explained, with an example, in `data_manifests/README.md`.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str = ""
+    licence: str
+    citation: str
+    source: str = ""
+    """Where the data set is published."""
+    kind: Literal["load_data", "crops"]
+    """`load_data`: TIFF fields listed by load_data.csv; `crops`: ready-made crops of one cell each, listed by a table."""
+    root: str = "."
+    """Folder beneath which every table and image lies; relative to the manifest's own folder."""
+    tables: Paths
+    """The tables that list the images, relative to the root."""
+    platemaps: Paths = ()
+    """Folders with barcode_platemap.csv and platemap/*.txt, relative to the root."""
+    prefixes: dict[str, str] = Field(default_factory=dict)
+    """What URLs or absolute paths in the tables begin with → the folder, relative to the root, that stands for it."""
+    channels: Annotated[Paths, Field(min_length=1)]
+    """Stain names; the order is the store's (for crops also that of the files)."""
+    leave_out: Paths = ()
+    """Channels that do not go into the store (Brightfield …)."""
+    nucleus_channel: str | None = None
+    """The stain that nuclei are found in; crops without it get no masks."""
+    cell_channel: str | None = None
+    """The stain that shows the whole cell; without it cells are grown from their nuclei."""
+    nucleus_px: PositiveFloat | None = None
+    """Typical nucleus diameter in pixels of the images; without it it is measured."""
+    axes: Literal["HWC", "CHW"] | None = None
+    """Order of the axes of crop files; needed only where the shape leaves it open."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """`Metadata_…` name → the column of a table or plate map that holds it."""
+    concentration_unit: Literal["nM", "uM", "mM"] | None = None
+    """Unit of the concentrations; by default that of the column's name, else micromolar."""
+    control: Annotated[str, Field(pattern=r"^Metadata_\w+=.+$")] = "Metadata_pert_type=negcon"
+    """Which rows are the control: `Metadata_column=value`."""
+    control_name: str | None = None
+    """Name of the control condition, where the tables leave it empty or give several; otherwise the tables' own."""
+    bits: Literal[8, 10, 12, 14, 16] = 16
+    """Full scale of the counts is 2^bits - 1."""
+    pixel_um: PositiveFloat | None = None
+    plate_format: PlateFormat = 384
+    objects: str | None = None
+    """Table of known objects (plate, well, site, x, y and columns to be joined to the nearest cell), relative to the root."""
+
+    @property
+    def full_scale(self) -> int:
+        """The largest count."""
+        return 2**self.bits - 1
+
+    @property
+    def stains(self) -> tuple[str, ...]:
+        """The channels that go into the store, in order."""
+        return tuple(channel for channel in self.channels if channel not in self.leave_out)
+
+    @field_validator("tables")
+    @classmethod
+    def _some_table(cls, tables: Paths) -> Paths:
+        if not tables:
+            raise ValueError("no table is listed; name the CSV file that lists the images")
+        return tables
+
+    @model_validator(mode="after")
+    def _channels_exist(self) -> "Manifest":
+        for key in ("nucleus_channel", "cell_channel"):
+            name = getattr(self, key)
+            if name is not None and name not in self.channels:
+                raise ValueError(f'{key} "{name}" is not one of the channels ({", ".join(self.channels)})')
+        unknown = [name for name in self.leave_out if name not in self.channels]
+        if unknown:
+            raise ValueError(f'leave_out "{unknown[0]}" is not one of the channels ({", ".join(self.channels)})')
+        repeated = [name for name in self.channels if self.channels.count(name) > 1]
+        if repeated:
+            raise ValueError(f'channel "{repeated[0]}" is listed twice')
+        if not self.stains:
+            raise ValueError("every channel is left out")
+        if self.kind == "load_data" and self.nucleus_channel is None:
+            raise ValueError("nucleus_channel is missing; name the stain that shows the nuclei")
+        return self
+
+
+def read_manifest(path: Path, *, root: Path | None = None) -> tuple[Manifest, Path]:
+    """Return the manifest and the absolute folder that its paths start from.
+
+    Parameters
+    ----------
+    path : a manifest.yaml, or the folder that holds one.
+    root : where the data lies; by default the manifest's own `root`, relative to its folder.
+
+    Raises
+    ------
+    ManifestError : there is no such file, it is not plain YAML, a key is unknown or missing, or the root is no folder.
+    """
+    file = path / "manifest.yaml" if path.is_dir() else path
+    if not file.is_file():
+        raise ManifestError(
+            f"{file}: no such manifest. Give the path of a manifest.yaml (data_manifests/template shows one)."
+        )
+    try:
+        manifest = config.load(Manifest, file=file)
+    except ConfigError as error:
+        raise ManifestError(str(error)) from None
+    folder = Path(os.path.abspath(root if root is not None else file.parent / manifest.root))
+    if not folder.is_dir():
+        raise ManifestError(
+            f'{file}: the root "{folder}" is no folder. Set root to where the data lies (--set root=DIR).'
+        )
+    return manifest, folder
+
+
+def dump_manifest(manifest: Manifest) -> str:
+    """Return the manifest as YAML, without the keys that have their default."""
+    values = manifest.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def resolve_path(text: str, root: Path, *, where: str, prefixes: dict[str, str] | None = None) -> Path:
+    """Return the file that a table names, beneath the root; nothing is opened.
+
+    Parameters
+    ----------
+    text : a path relative to the root, or a URL or absolute path that begins with one of `prefixes` or lies beneath the root.
+    prefixes : what the text begins with → the folder beneath the root that stands for it; the longest match wins.
+    where : file, row and column, for the message.
+
+    Raises
+    ------
+    ManifestError : the path is empty, leaves the root, or is a URL that no prefix covers.
+    """
+    if not text.strip():
+        raise ManifestError(f"{where}: no path is given. Fill it in, or remove the row.")
+    local = text.strip()
+    matches = [prefix for prefix in (prefixes or {}) if local.startswith(prefix)]
+    if matches:
+        prefix = max(matches, key=len)
+        local = str(PurePosixPath((prefixes or {})[prefix] or ".") / local.removeprefix(prefix).lstrip("/"))
+    elif "://" in local:
+        raise ManifestError(
+            f'{where}: "{text}" is a URL. Map its beginning to a local folder with prefixes in the manifest.'
+        )
+    if "\x00" in local or "\\" in local:
+        raise ManifestError(
+            f'{where}: "{text}" is not a plain path with forward slashes. Rewrite it relative to the root.'
+        )
+    path = Path(os.path.normpath(root / local))
+    if not path.is_relative_to(root):
+        raise ManifestError(
+            f'{where}: "{text}" leads outside the root {root}. Only files beneath the root are read; fix the path.'
+        )
+    return path

@@ -1,0 +1,1 @@
+"""One reader per community format: tables in, rows with checked paths out."""
