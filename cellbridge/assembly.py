@@ -1,0 +1,197 @@
+"""Config or run directory → live parts: the only place that turns names into classes, and models into directories and back."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from cellbridge.adapters import library, lora
+from cellbridge.conditions import Condition
+from cellbridge.config import AdapterConfig, NetworkConfig, ScheduleConfig, Section, SolverConfig
+from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
+from cellbridge.diffusion.guidance import ClassifierFreeGuidance
+from cellbridge.diffusion.schedule import Schedule, make_schedule
+from cellbridge.errors import CheckpointError, ModelError
+from cellbridge.networks.classifier import Classifier, load_classifier_directory
+from cellbridge.networks.unet import build_unet, load_unet, save_base
+from cellbridge.runs import RunDir, fingerprint, publish_directory, write_text
+from cellbridge.translators.ddib import Ddib
+from cellbridge.translators.translator import Translator
+
+BACKBONES = {"unet": build_unet}
+TRANSLATORS = {"ddib": Ddib}
+
+CARD = "cellbridge.json"
+NULL_ROW = 0
+CONTROL_ROW = 1
+SPARE = "<adapter>"
+
+
+class ModelCard(Section):
+    """What a model directory says of itself, beside the weights (`cellbridge.json`)."""
+
+    kind: Literal["base", "adapter"]
+    channels: tuple[str, ...]
+    size_px: int
+    conditions: tuple[str, ...]
+    """What the rows of the condition embedding mean; row 0 is the unconditional one."""
+    network: NetworkConfig
+    schedule: ScheduleConfig
+    plates: tuple[str, ...]
+    store_sha256: str
+    adapter: AdapterConfig | None = None
+    base_sha256: str | None = None
+
+    @property
+    def control(self) -> str:
+        return self.conditions[CONTROL_ROW]
+
+    def row(self, name: str) -> int:
+        """Return the embedding row of a condition; raise ModelError where the model was not trained on it."""
+        if name not in self.conditions:
+            raise ModelError(f'the {self.kind} knows {list(self.conditions[1:])}, not "{name}". Fine-tune an adapter for it.')
+        return self.conditions.index(name)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained model: frozen weights, what they were trained on, and their hash."""
+
+    network: nn.Module
+    card: ModelCard
+    sha256: str
+    schedule: Schedule
+
+    def denoiser(self, network: nn.Module | None = None) -> Denoiser:
+        """Return the denoiser over the base's weights, or over a network of the same shape."""
+        return NetworkDenoiser(network or self.network, self.schedule, self.card.schedule.prediction)
+
+
+def base_rows(conditions: Sequence[str]) -> tuple[str, ...]:
+    """Return the embedding rows of a base: unconditional, the conditions (control first), and one that an adapter takes."""
+    return ("", *conditions, SPARE)
+
+
+def build_network(config: NetworkConfig, *, channels: int, size_px: int, conditions: int, seed: int) -> nn.Module:
+    """Build the backbone with weights drawn from `seed`, leaving the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BACKBONES[config.backbone](config, channels=channels, size_px=size_px, conditions=conditions)
+
+
+def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Publish the averaged weights as a diffusers folder with the card beside it."""
+    averaged = copy.deepcopy(network)
+    averaged.load_state_dict(dict(ema), strict=False)
+    with publish_directory(run.model, manifest={"kind": card.kind}) as directory:
+        save_base(averaged, directory, kind=card.schedule.kind, steps=card.schedule.steps, prediction=card.schedule.prediction)
+        write_text(directory / CARD, card.model_dump_json(indent=2) + "\n")
+
+
+def load_base(path: Path, *, device: torch.device | str = "cpu") -> Base:
+    """Open a `pretrain` run's model.
+
+    Raises
+    ------
+    CheckpointError : the run has no finished model. ModelError : its weights or card do not fit together.
+    """
+    directory = RunDir(path).require_model()
+    card = read_card(directory, kind="base")
+    network = load_unet(directory / "unet").to(device).eval().requires_grad_(False)
+    return Base(network, card, fingerprint(path), make_schedule(card.schedule.kind, card.schedule.steps).to(device))
+
+
+def attach_adapter(base: Base, config: AdapterConfig) -> nn.Module:
+    """Return the base with a fresh LoRA adapter whose condition row starts as a copy of the control's."""
+    network = copy.deepcopy(base.network)
+    lora.copy_row(network, source=CONTROL_ROW, target=len(base.card.conditions) - 1)
+    return lora.attach(network, rank=config.rank, alpha=config.alpha, targets=config.targets)
+
+
+def publish_adapter(run: RunDir, model: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Publish the averaged adapter as a peft directory, bound to its base by hash."""
+    assert card.base_sha256 is not None
+    with publish_directory(run.model, manifest={"kind": card.kind, "base_sha256": card.base_sha256}) as directory:
+        library.save_adapter(model, directory, base_sha256=card.base_sha256, ema=ema)
+        write_text(directory / CARD, card.model_dump_json(indent=2) + "\n")
+
+
+def load_adapted(base: Base, path: Path) -> tuple[Denoiser, ModelCard]:
+    """Return the denoiser with a `finetune` run's adapter merged in, and the adapter's card.
+
+    Raises
+    ------
+    ModelError : the adapter belongs to another base (both hashes are named).
+    """
+    directory = RunDir(path).require_model()
+    card = read_card(directory, kind="adapter")
+    network = library.load_adapter(copy.deepcopy(base.network), directory, base_sha256=base.sha256)
+    return base.denoiser(library.merge(network).eval().requires_grad_(False)), card
+
+
+def guided(denoiser: Denoiser, solver: SolverConfig) -> Denoiser:
+    """Wrap a denoiser in classifier-free guidance where the scale asks for it."""
+    if solver.guidance_scale == 1.0:
+        return denoiser
+    return ClassifierFreeGuidance(denoiser, scale=solver.guidance_scale, null_label=NULL_ROW)
+
+
+def build_translator(
+    method: str,
+    *,
+    base: Base,
+    source: str,
+    adapters: Sequence[Path],
+    solver: SolverConfig,
+    x_T: Literal["inverted", "fresh"],
+) -> tuple[Translator, tuple[Condition, ...]]:
+    """Build a translator from a base and its adapters.
+
+    Returns
+    -------
+    The translator, and the conditions that it can translate to.
+    """
+    targets: dict[Condition, tuple[Denoiser, int]] = {}
+    for path in adapters:
+        denoiser, card = load_adapted(base, path)
+        targets[Condition.parse(card.conditions[-1])] = (guided(denoiser, solver), len(card.conditions) - 1)
+    for row, name in enumerate(base.card.conditions):
+        if name not in ("", SPARE) and Condition.parse(name) not in targets:
+            targets[Condition.parse(name)] = (guided(base.denoiser(), solver), row)
+    translator = TRANSLATORS[method](
+        base.denoiser(),
+        base.card.row(source),
+        targets,
+        steps=solver.steps,
+        order=solver.order,
+        grid=solver.grid,
+        x_T=x_T,
+    )
+    return translator, tuple(targets)
+
+
+def load_classifier(path: Path, *, device: torch.device | str = "cpu") -> tuple[Classifier, dict[str, Any]]:
+    """Open a `train-classifier` run's model and its card."""
+    directory = RunDir(path).require_model()
+    classifier, card = load_classifier_directory(directory)
+    return classifier.to(device).eval(), card
+
+
+def read_card(directory: Path, *, kind: str) -> ModelCard:
+    """Read and check a model directory's card."""
+    try:
+        values = json.loads((directory / CARD).read_text(encoding="utf-8"))
+        card = ModelCard.model_validate(values)
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: holds no {CARD}; it was not made by cellbridge.") from None
+    except (ValueError, ValidationError) as error:
+        raise ModelError(f"{directory / CARD}: is not a base's or an adapter's card ({str(error).splitlines()[0]}).") from None
+    if card.kind != kind:
+        raise ModelError(f"{directory}: holds a model of kind {card.kind!r}, expected {kind!r}.")
+    return card

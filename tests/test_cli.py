@@ -1,0 +1,49 @@
+import subprocess
+import sys
+
+import pytest
+
+from cellbridge.cli import COMMANDS, main
+
+
+def heavy_modules(*arguments: str) -> set[str]:
+    """Run a command in a fresh interpreter and return which heavy libraries it imported."""
+    code = (
+        "import sys; from cellbridge.cli import main\n"
+        f"try: main({list(arguments)!r})\n"
+        "except SystemExit: pass\n"
+        "print('\\n', *{m.split('.')[0] for m in sys.modules} & {'torch', 'diffusers', 'anndata', 'zarr', 'skimage', 'pandas'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert heavy_modules("--help") == set()
+
+
+def test_a_mistake_in_the_command_line_is_found_before_anything_heavy_is_imported() -> None:
+    arguments = ["finetune", "--store", "absent.zarr", "--base", "absent", "--condition", "taxl", "--out", "absent"]
+    assert heavy_modules(*arguments) == set()
+
+
+def test_a_misspelt_command_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["translat"])
+    assert stopped.value.code == 2
+    assert 'there is no command "translat". Did you mean "translate"?' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [c.name for c in COMMANDS])
+def test_every_command_has_a_page_of_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "--config" in capsys.readouterr().out
+
+
+def test_an_error_is_one_line_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--store", "absent.zarr", "--out", "absent"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cellbridge pretrain: StoreError: absent.zarr: no such store")
+    assert error.count("\n") == 1

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from cellbridge.config import NetworkConfig, Section, TrainingConfig, dump, load
+from cellbridge.errors import ConfigError
+
+
+class Study(Section):
+    name: str
+    training: TrainingConfig = TrainingConfig()
+    network: NetworkConfig | None = None
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_overrides_win_over_the_file_and_options_over_both(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: a\ntraining: {steps: 3, seed: 1}\n")
+    study = load(Study, file=file, overrides=["training.steps=5", "name=b"], options={"name": "null"})
+    assert (study.name, study.training.steps, study.training.seed) == ("null", 5, 1)
+
+
+def test_a_dumped_configuration_loads_as_an_equal_one(tmp_path: Path) -> None:
+    study = Study(name="µ", network=NetworkConfig(widths=(8, 16)))
+    assert load(Study, file=write(tmp_path, dump(study))) == study
+
+
+@pytest.mark.parametrize("overrides", [["training.lerning_rate=1"], ["network.witdhs=[8]"]])
+def test_an_unknown_key_gets_the_nearest_one(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r'unknown key ".*"\. Did you mean "(learning_rate|widths)"'):
+        load(Study, overrides=["name=a", *overrides])
+
+
+def test_a_yaml_tag_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    file = write(tmp_path, f"name: !!python/object/apply:os.system ['touch {canary}']\n")
+    with pytest.raises(ConfigError, match="not plain YAML"):
+        load(Study, file=file)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.batch_size=10", "training.accumulation=4"], "batch_size 10 is not a multiple of accumulation 4"),
+        (["training.steps=0"], "greater than 0"),
+        (["training"], "expected KEY=VALUE"),
+        (["name.a=1"], "holds a single value"),
+        ([], '"name" is required'),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(overrides: list[str], message: str) -> None:
+    named = [] if message.endswith("required") else ["name=a"]
+    with pytest.raises(ConfigError, match=message):
+        load(Study, overrides=[*named, *overrides])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such configuration file"):
+        load(Study, file=tmp_path / "absent.yaml")

@@ -1,0 +1,72 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cellbridge.errors import CheckpointError
+from cellbridge.runs import MANIFEST, publish_directory, read_manifest, verify_directory, write_json, write_text
+
+
+def publish(target: Path, text: str) -> None:
+    with publish_directory(target, manifest={"kind": "test"}) as directory:
+        (directory / "sub").mkdir()
+        (directory / "sub/a.txt").write_text(text)
+
+
+def test_a_directory_appears_whole_and_verifies(tmp_path: Path) -> None:
+    publish(tmp_path / "model", "1")
+    assert verify_directory(tmp_path / "model") == []
+    assert read_manifest(tmp_path / "model")["kind"] == "test"
+
+
+def test_a_failure_leaves_the_old_directory_and_no_temporary(tmp_path: Path) -> None:
+    publish(tmp_path / "model", "old")
+    with pytest.raises(KeyError), publish_directory(tmp_path / "model", manifest={}) as directory:
+        (directory / "a.txt").write_text("new")
+        raise KeyError
+    assert (tmp_path / "model/sub/a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_publishing_again_replaces_the_whole_directory(tmp_path: Path) -> None:
+    publish(tmp_path / "model", "old")
+    with publish_directory(tmp_path / "model", manifest={}) as directory:
+        (directory / "b.txt").write_text("new")
+    assert sorted(read_manifest(tmp_path / "model")["files"]) == ["b.txt"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda d: (d / "sub/a.txt").write_text("22"), "2 bytes"),
+        (lambda d: (d / "sub/a.txt").write_text("2"), "sha256 differs"),
+        (lambda d: (d / "sub/a.txt").unlink(), "missing"),
+        (lambda d: (d / "more").write_text(""), "not listed"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, damage, problem: str) -> None:
+    publish(tmp_path / "model", "1")
+    damage(tmp_path / "model")
+    assert problem in verify_directory(tmp_path / "model")[0]
+
+
+def test_a_directory_without_a_manifest_does_not_count(tmp_path: Path) -> None:
+    publish(tmp_path / "model", "1")
+    (tmp_path / "model" / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="incomplete"):
+        verify_directory(tmp_path / "model")
+
+
+def test_json_refuses_values_that_other_readers_cannot_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "metrics.json", {"loss": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_text_is_replaced_atomically(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    write_json(tmp_path / "a", {"µ": 1})
+    assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == {"µ": 1}
+    assert os.listdir(tmp_path) == ["a"]
