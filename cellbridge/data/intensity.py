@@ -1,4 +1,4 @@
-"""One fixed, invertible intensity map per plate and channel: counts in [0, full scale] to [-1, 1] and back to the count."""
+"""One fixed, invertible intensity map per plate and channel: counts to [-1, 1], and back to the very count."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,11 +55,12 @@ class IntensityMaps:
 
         y = 2 (g(c) - g(0)) / (g(F) - g(0)) - 1,
 
-    which takes the whole range [0, F] onto [-1, 1], strictly monotone and without clipping, so that every integer count comes
-    back exactly from the float32 image. The factor 0.05 lets cells use the range: on BBBC021 (four plates, 16-bit counts that
-    reach about a fifth of full scale) the 0.1th to 99.9th percentiles of control crops take 0.62-0.66 of [-1, 1] in DNA,
-    0.77-0.78 in F-actin and 0.66-0.71 in beta-tubulin, with standard deviations of 0.34-0.39; a factor of 1 gives 0.30-0.45
-    and 0.08-0.14. Much smaller factors spend the range on camera noise around the median.
+    which takes the whole range [0, F] onto [-1, 1], strictly monotone and without clipping, so that every integer count
+    comes back exactly from the float32 image. The factor 0.05 lets cells use the range: on BBBC021 (four plates, 16-bit
+    counts whose 99.9th percentile is a tenth to a quarter of full scale) the 0.1th to 99.9th percentiles of control crops
+    take a share of 0.62-0.66 of [-1, 1] in DNA, 0.77-0.78 in F-actin and 0.66-0.71 in beta-tubulin, with standard
+    deviations of 0.34-0.39; a factor of 1 gives 0.30-0.45 and 0.08-0.14. Much smaller factors spend the range on camera
+    noise around the median.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ class IntensityMaps:
         return counts.clamp(0, self.full_scale).to(torch.int32), share
 
     def bin_width(self, counts: Tensor, plates: Sequence[str]) -> Tensor:
-        """Return how wide the bin [c - 1/2, c + 1/2] of each count, kept inside [0, full scale], is in the image: float32."""
+        """Return the width in the image of each count's bin [c - 1/2, c + 1/2], cut to [0, full scale]: float32."""
         terms, exact = self._terms_of(counts, plates), counts.double()
         upper = terms.forward((exact + 0.5).clamp_max(self.full_scale))
         return (upper - terms.forward((exact - 0.5).clamp_min(0.0))).float()
@@ -171,7 +172,7 @@ class IntensityMaps:
 
 
 class PlateHistograms:
-    """Counts of every pixel value, per plate and channel: percentiles that are exact, and the same in any order of the fields.
+    """How often each count occurs, per plate and channel: exact percentiles, the same in any order of the fields.
 
     Parameters
     ----------
@@ -185,11 +186,11 @@ class PlateHistograms:
         self._pixels: dict[str, np.ndarray] = {}
 
     def add(self, plate: str, counts: np.ndarray) -> None:
-        """Count the pixels of control images (batch, channel, y, x) of a plate; raise StoreError for another shape or range."""
+        """Count the pixels of a plate's images (batch, channel, y, x); raise StoreError for another shape or range."""
         if counts.ndim != 4 or counts.shape[1] != len(self.channels) or counts.dtype.kind != "u":
             raise StoreError(
-                f'plate "{plate}": control images of shape {counts.shape} and type {counts.dtype}, expected unsigned integers '
-                f"(batch, {len(self.channels)}, y, x)."
+                f'plate "{plate}": images of shape {counts.shape} and type {counts.dtype}, expected unsigned '
+                f"integers (batch, {len(self.channels)}, y, x)."
             )
         if counts.size and int(counts.max()) > self.full_scale:
             raise StoreError(

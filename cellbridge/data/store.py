@@ -1,4 +1,4 @@
-"""The store of single cells: one Zarr v3 group with checksummed images beside an AnnData table; written whole or not at all.
+"""The store of single cells: a Zarr v3 group of checksummed images beside an AnnData table; written whole or not at all.
 
     STORE.zarr/zarr.json      attributes `cellbridge`: channels, plates, conditions, intensity maps, provenance
                images/        (cell, channel, y, x) counts, uint8 or uint16; sharded, one cell per inner chunk
@@ -7,15 +7,15 @@
                table/         AnnData with `obs` only: one row per cell, Metadata_* columns as strings
                manifest.json  size and sha256 of every file, written last
 
-zarr by itself returns zeros for a chunk that is not there and other pixels for a flipped byte; here both raise StoreError.
+zarr by itself returns zeros for a missing chunk and other pixels for a flipped byte; here both raise StoreError.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cellbridge.conditions import Condition
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
@@ -68,7 +68,7 @@ class StoreInfo:
         """Return the maps between counts and [-1, 1]."""
         from cellbridge.data.intensity import IntensityMaps
 
-        reference = "all" if self.intensity_reference == "all" else "control"
+        reference: Literal["control", "all"] = "all" if self.intensity_reference == "all" else "control"
         return IntensityMaps.from_dict(
             self.intensity, channels=self.channels, full_scale=self.full_scale, reference=reference
         )
@@ -113,7 +113,7 @@ def describe(path: Path) -> StoreInfo:
 
 
 def condition_of(compound: str, concentration: str, *, control: str) -> Condition:
-    """Return the condition of a row: compound and dose, or the compound alone for the control and where no dose is given.
+    """Return a row's condition: compound and dose, or the compound alone for the control and where no dose is given.
 
     Raises
     ------
@@ -181,8 +181,8 @@ class Store:
         """Return masks (cell, y, x), uint8: 0 other, 1 cytoplasm, 2 nucleus; None where the store has none."""
         return self._read("masks", rows) if "masks" in self._group else None
 
-    def x_T(self, rows: "np.ndarray | Sequence[int]") -> "np.ndarray | None":  # noqa: N802
-        """Return the noise (cell, channel, y, x), float32, that each image was generated from; None where it was not kept."""
+    def x_T(self, rows: "np.ndarray | Sequence[int]") -> "np.ndarray | None":
+        """Return the noise (cell, channel, y, x), float32, behind each generated image; None where it was not kept."""
         return self._read("x_T", rows) if "x_T" in self._group else None
 
     def select(
@@ -214,28 +214,10 @@ class Store:
     def _read(self, name: str, rows: "np.ndarray | Sequence[int]") -> "np.ndarray":
         import numpy as np
 
-        rows = np.asarray(rows, dtype=np.int64)
-        array = self._group[name]
-        if rows.size and (rows.min() < 0 or rows.max() >= array.shape[0]):
-            raise StoreError(f"{self.info.path}: rows {rows.min()}–{rows.max()} asked of {array.shape[0]} cells.")
-        values = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
-        order = np.argsort(rows, kind="stable")
-        shard_of = rows[order] // array.shards[0]
-        for start, stop in _runs(shard_of):
-            wanted = order[start:stop]
-            low, high = int(rows[wanted[0]]), int(rows[wanted[-1]]) + 1
-            try:
-                # Reading a whole range is six times cheaper per cell than picking cells out of a shard.
-                if high - low <= 6 * len(wanted):
-                    values[wanted] = array[low:high][rows[wanted] - low]
-                else:
-                    values[wanted] = array.oindex[rows[wanted]]
-            except (ValueError, RuntimeError, OSError) as error:
-                raise StoreError(
-                    f"{self.info.path}: {name} of cells {low}–{high - 1} are damaged ({error}). "
-                    "Restore the store from a copy, or prepare it again."
-                ) from error
-        return values
+        from cellbridge.data import shards
+
+        array: Any = self._group[name]
+        return shards.read_cells(array, self.info.path / name, np.asarray(rows, dtype=np.int64))
 
 
 def open_store(path: Path) -> Store:
@@ -248,19 +230,22 @@ def open_store(path: Path) -> Store:
     import anndata
     import zarr
 
+    from cellbridge.data import shards
+
     info = describe(path)
     try:
         group = zarr.open_group(info.path, mode="r", use_consolidated=False)
-        _require_whole(group, info.path)
-        obs = anndata.io.read_elem(group["table/obs"])
+        shards.require_whole(group, info.path)
+        obs: pd.DataFrame = anndata.io.read_elem(group["table/obs"])
     except (LookupError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise StoreError(f"{info.path}: damaged ({error}). Restore it from a copy, or prepare it again.") from error
     for column in obs.columns[obs.dtypes == "category"]:
         obs[column] = obs[column].astype(object)
     shape = (info.n_cells, len(info.channels), info.size_px, info.size_px)
-    if group["images"].shape != shape or len(obs) != info.n_cells:
+    found = getattr(group["images"], "shape", None)
+    if found != shape or len(obs) != info.n_cells:
         raise StoreError(
-            f"{info.path}: images of shape {group['images'].shape} beside {len(obs)} table rows, expected {shape}. "
+            f"{info.path}: images of shape {found} beside {len(obs)} table rows, expected {shape}. "
             "Prepare the store again."
         )
     obs.index = obs["Metadata_Cell"].astype(object).rename(None)
@@ -279,7 +264,7 @@ def write_store(
     control: str,
     intensity: "IntensityMaps",
     masks: "np.ndarray | Iterable[np.ndarray] | None" = None,
-    x_T: "np.ndarray | Iterable[np.ndarray] | None" = None,  # noqa: N803
+    x_T: "np.ndarray | Iterable[np.ndarray] | None" = None,
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> StoreInfo:
@@ -288,7 +273,7 @@ def write_store(
     Parameters
     ----------
     obs : one row per cell, in the order of the images, with the columns `REQUIRED`; Metadata_* are strings.
-    counts : (cell, channel, y, x), unsigned integers; one array, or batches of any sizes, of which at most a shard is held.
+    counts : (cell, channel, y, x), unsigned integers; one array, or batches of any sizes, held one shard at a time.
     channels : stain names.
     full_scale : the largest possible count; up to 255 is stored in 8 bits, up to 65535 in 16.
     size_px, pixel_um : width of an image, and of a pixel (None if unknown).
@@ -339,23 +324,3 @@ def _among(values: "pd.Series | np.ndarray", wanted: Iterable[str], *, what: str
         kind = ConditionError if what == "condition" else StoreError
         raise kind(f'{path}: {what} "{unknown}" is not in the store.{did_you_mean(str(unknown), known)}')
     return np.isin(found, np.array(names, dtype=object))
-
-
-def _runs(values: "np.ndarray") -> Iterator[tuple[int, int]]:
-    import numpy as np
-
-    edges = np.flatnonzero(np.diff(values)) + 1
-    yield from zip([0, *edges.tolist()], [*edges.tolist(), len(values)], strict=True) if len(values) else ()
-
-
-def _require_whole(group: "zarr.Group", path: Path) -> None:
-    import zarr
-
-    images = {name: group[name] for name in ("images", "masks", "x_T") if name == "images" or name in group}
-    table = {f"table/obs/{name}": node for name, node in group["table/obs"].members(max_depth=None)}
-    for name, array in {**images, **table}.items():
-        if isinstance(array, zarr.Array) and array.nchunks_initialized < array.nchunks:
-            raise StoreError(
-                f"{path}/{name}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are missing. "
-                "Restore the store from a copy, or prepare it again."
-            )

@@ -1,6 +1,7 @@
 """Writing a store: checks of the table, images in shards, the AnnData table, and publication at the end."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,15 @@ import anndata
 import numpy as np
 import pandas as pd
 import zarr
-from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cellbridge import runs
-from cellbridge.data import store
+from cellbridge.conditions import Condition
+from cellbridge.data import shards, store
 from cellbridge.data.intensity import IntensityMaps
 from cellbridge.errors import StoreError
 
-MAX_SHARD_CELLS = 2048
-MAX_SHARD_BYTES = 64 << 20
+Batches = np.ndarray | Iterable[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Contents:
     """What goes into a store: the table, and images in its order."""
 
     obs: pd.DataFrame
-    counts: np.ndarray | Iterable[np.ndarray]
-    masks: np.ndarray | Iterable[np.ndarray] | None
-    x_T: np.ndarray | Iterable[np.ndarray] | None  # noqa: N815
+    counts: Batches
+    masks: Batches | None
+    x_T: Batches | None  # noqa: N815
 
 
 def write(
@@ -41,13 +42,15 @@ def write(
         raise StoreError(f"{path}: the attribute {taken[0]} is the store's own. Give it another name.")
     full_scale = int(head["full_scale"])
     if not 0 < full_scale <= 65535:
-        raise StoreError(f"{path}: full_scale {full_scale}, expected 1–65535 (counts of 8 or 16 bits).")
-    with runs.publish_directory(path, manifest={"kind": "store", "format": store.FORMAT}) as directory:
+        raise StoreError(f"{path}: full_scale {full_scale}, expected 1 to 65535 (counts of 8 or 16 bits).")
+    with (
+        runs.publish_directory(path, manifest={"kind": "store", "format": store.FORMAT}) as directory,
         # Without it a chunk of zeros is left out, and cannot be told from one that was lost.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            group = zarr.create_group(directory, attributes={store.ATTRIBUTES: {**attributes, **extra}})
-            _write_images(group, contents, head=head, n_cells=len(obs))
-            _write_table(group, obs)
+        zarr.config.set({"array.write_empty_chunks": True}),
+    ):
+        group = zarr.create_group(directory, attributes={store.ATTRIBUTES: {**attributes, **extra}})
+        _write_images(group, contents, head=head, n_cells=len(obs))
+        _write_table(group, obs)
 
 
 def checked_obs(obs: pd.DataFrame) -> pd.DataFrame:
@@ -82,11 +85,9 @@ def checked_obs(obs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summary(obs: pd.DataFrame, *, head: dict[str, Any], intensity: IntensityMaps) -> dict[str, Any]:
-    pairs = obs.groupby(["Metadata_Compound", "Metadata_Concentration"], sort=True).size()
-    n_by_condition: dict[Any, int] = {}
-    for (compound, concentration), n in pairs.items():
-        condition = store.condition_of(compound, concentration, control=head["control"])
-        n_by_condition[condition] = n_by_condition.get(condition, 0) + int(n)
+    n_by_condition: Counter[Condition] = Counter()
+    for pair, n in Counter(zip(obs["Metadata_Compound"], obs["Metadata_Concentration"], strict=True)).items():
+        n_by_condition[store.condition_of(*pair, control=head["control"])] += n
     ordered = sorted(n_by_condition, key=lambda c: (c.compound != head["control"], c.compound, c.dose_um or 0.0))
     plates = sorted(set(obs["Metadata_Plate"]))
     if tuple(intensity.channels) != tuple(head["channels"]) or intensity.full_scale != head["full_scale"]:
@@ -108,24 +109,19 @@ def _write_images(group: zarr.Group, contents: Contents, *, head: dict[str, Any]
     size, n_channels = int(head["size_px"]), len(head["channels"])
     full_scale = int(head["full_scale"])
     counts_type = np.dtype(np.uint8 if full_scale <= 255 else np.uint16)
-    image = (n_channels, size, size)
-    names = ("cell", "channel", "y", "x")
-    layout = [
+    image, names = (n_cells, n_channels, size, size), ("cell", "channel", "y", "x")
+    layout: list[tuple[str, Batches | None, tuple[int, ...], np.dtype[Any], tuple[str, ...]]] = [
         ("images", contents.counts, image, counts_type, names),
-        ("masks", contents.masks, (size, size), np.dtype(np.uint8), ("cell", "y", "x")),
+        ("masks", contents.masks, (n_cells, size, size), np.dtype(np.uint8), ("cell", "y", "x")),
         ("x_T", contents.x_T, image, np.dtype(np.float32), names),
     ]
-    present = [entry for entry in layout if entry[1] is not None]
-    largest = max(int(np.prod(shape)) * dtype.itemsize for _, _, shape, dtype, _ in present)
-    # Shards of one number of cells for all arrays, so that they are written side by side and one block is in memory.
-    shard = max(1, min(MAX_SHARD_CELLS, MAX_SHARD_BYTES // largest, n_cells))
-    arrays = [
-        _create(group, name, shape=(n_cells, *shape), dtype=dtype, shard=shard, dimensions=dimensions)
-        for name, _, shape, dtype, dimensions in present
-    ]
-    streams = [
-        _blocks(batches, array=array, block=shard) for (_, batches, *_), array in zip(present, arrays, strict=True)
-    ]
+    # Shards of one number of cells for all arrays, so that they are written side by side with one block of each in memory.
+    shard = shards.shard_cells(n_channels * size * size * counts_type.itemsize, n_cells=n_cells)
+    arrays, streams = [], []
+    for name, batches, shape, dtype, dimensions in layout:
+        if batches is not None:
+            arrays.append(shards.create(group, name, shape=shape, dtype=dtype, shard=shard, dimensions=dimensions))
+            streams.append(shards.blocks(batches, name=name, shape=shape, dtype=dtype, block=shard))
     for index, blocks in enumerate(zip(*streams, strict=True)):
         if int(blocks[0].max(initial=0)) > full_scale:
             raise StoreError(
@@ -136,55 +132,9 @@ def _write_images(group: zarr.Group, contents: Contents, *, head: dict[str, Any]
             array[index * shard : index * shard + len(block)] = block
 
 
-def _create(
-    group: zarr.Group,
-    name: str,
-    *,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    shard: int,
-    dimensions: tuple[str, ...],
-) -> zarr.Array:
-    blosc = BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.bitshuffle, typesize=dtype.itemsize)
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=(1, *shape[1:]),
-        shards=(shard, *shape[1:]),
-        compressors=[blosc, Crc32cCodec()],
-        dimension_names=dimensions,
-        fill_value=0,
-    )
-
-
-def _blocks(batches: np.ndarray | Iterable[np.ndarray], *, array: zarr.Array, block: int) -> Iterator[np.ndarray]:
-    held: list[np.ndarray] = []
-    n_held = n_seen = 0
-    for batch in [batches] if isinstance(batches, np.ndarray) else batches:
-        kind = "u" if array.dtype.kind == "u" else "f"
-        if batch.shape[1:] != array.shape[1:] or batch.dtype.kind != kind:
-            raise StoreError(
-                f"{array.basename}: a batch of shape {batch.shape} and type {batch.dtype}, expected (cell, "
-                f"{', '.join(str(n) for n in array.shape[1:])}) of type {array.dtype}."
-            )
-        n_seen += len(batch)
-        while len(batch):
-            some, batch = batch[: block - n_held], batch[block - n_held :]
-            held.append(some)
-            n_held += len(some)
-            if n_held == block:
-                yield np.concatenate(held)
-                held, n_held = [], 0
-    if n_seen != array.shape[0]:
-        raise StoreError(f"{array.basename}: {n_seen} images for {array.shape[0]} table rows. Give one image per row.")
-    if held:
-        yield np.concatenate(held)
-
-
 def _write_table(group: zarr.Group, obs: pd.DataFrame) -> None:
     table = obs.copy()
-    for column in table.columns[table.dtypes == object]:
+    for column in [name for name in table.columns if table[name].dtype.kind == "O"]:
         if table[column].nunique() < len(table):
             table[column] = pd.Categorical(table[column])
     checksummed = [ZstdCodec(level=3), Crc32cCodec()]
