@@ -5,11 +5,14 @@ once its `manifest.json`, written last, is there and lists every file with size 
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +55,19 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after `step` optimiser steps."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def saved_checkpoints(self) -> list[tuple[int, Path]]:
+        """Return (step, directory) of every published checkpoint, oldest first, whether or not it still verifies."""
+        matches = ((re.fullmatch(r"step-(\d{8,})", path.name), path) for path in self.checkpoints.glob("step-*"))
+        return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
     @property
     def samples(self) -> Path:
         return self.path / "samples"
@@ -76,6 +92,13 @@ class RunDir:
                 f"{self.path}: holds no finished model (no model/{MANIFEST}). Run its training command to the end."
             )
         return self.model
+
+
+def begin(run: RunDir, *, config: str, seed: int | None, inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Write the resolved configuration and the provenance of a run, and return the hash of each input."""
+    write_text(run.config, config)
+    write_provenance(run, seed=seed, inputs=inputs)
+    return {name: fingerprint(path) for name, path in inputs.items()}
 
 
 def write_provenance(run: RunDir, *, seed: int | None, inputs: Mapping[str, Path]) -> None:
@@ -179,6 +202,55 @@ def publish_directory(target: Path, *, manifest: Mapping[str, Any] | None = None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(discarded, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(run: RunDir) -> Iterator[None]:
+    """Hold a run directory for this process, and clear what a killed process left half written in it.
+
+    The lock is the kernel's (`flock`), so that it ends with its process however that ends.
+
+    Raises
+    ------
+    RunError : another process holds the directory.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.lock.open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise RunError(
+                f"{run.path}: in use by {stream.read().strip() or 'another process'}. Wait for it to end, stop it, or give another --out."
+            ) from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        for directory in (run.path, run.checkpoints):
+            remove_leftovers(directory)
+        yield
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed writers left in `directory`; a result that was moved aside and not yet replaced goes back."""
+    for path in directory.glob(".*"):
+        match = re.fullmatch(r"\.(.+)\.\d+\.(tmp|old)", path.name)
+        if match is None:
+            continue
+        target = directory / match[1]
+        if match[2] == "old" and not target.exists():
+            os.replace(path, target)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def discard_directory(directory: Path) -> None:
+    """Delete a published directory so that, killed half way, it is never seen as an incomplete one."""
+    aside = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    os.replace(directory, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

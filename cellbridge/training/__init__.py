@@ -1,0 +1,1 @@
+"""The training engine: receives a loss and batches, and knows no method."""

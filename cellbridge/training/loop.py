@@ -1,0 +1,215 @@
+"""The training loop: a generator of events that steps an optimiser, and survives whatever ends the process.
+
+The network after step k is a function of (settings, data, k) alone: batches are asked for by (step, micro-batch), and PyTorch's
+own generators, from which dropout draws, are seeded from (seed, step, micro-batch) before each loss. This is the one place that
+touches them; they are restored when the loop ends.
+"""
+
+import signal
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cellbridge.config import TrainingConfig
+from cellbridge.errors import NumericalError, ResourceError, StoppedBySignal
+from cellbridge.runs import RunDir, exclusive
+from cellbridge.runtime import autocast, derive_seed, peak_memory_gib, seed_default_generators
+from cellbridge.training import checkpoint as checkpoints
+from cellbridge.training import ema as averaging
+from cellbridge.training import optim
+from cellbridge.training.checkpoint import Resume
+from cellbridge.training.events import Event, Finished, Logged, SampleDue, Saved, Started
+from cellbridge.training.signals import StopRequest, stop_requests
+from cellbridge.training.state import Batches, Loss, LossOutput, Training, last_good, prepare, restore, save
+
+__all__ = ["Batches", "Loss", "LossOutput", "fit"]
+
+_CHECK_EVERY = 20
+"""The most steps after which the host looks whether losses and gradients are finite."""
+
+
+def fit(
+    module: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    *,
+    config: TrainingConfig,
+    run: RunDir,
+    identity: Mapping[str, str],
+    device: torch.device,
+    resume: Resume = "auto",
+) -> Generator[Event, None, None]:
+    """Train the parameters that require a gradient, and yield what happens.
+
+    Each optimiser step descends the mean of `accumulation` micro-batch losses, so that it equals one step on their union; with
+    several processes (torchrun, `accelerate launch`) each takes every n-th micro-batch, and the numbers stay the same.
+    The module is left on `device`, in evaluation mode, with the last (not averaged) weights.
+
+    Parameters
+    ----------
+    loss : (module, batch) → LossOutput; called under autocast, with the module compiled if `config.compile` says so. What it
+        draws from PyTorch's own generators depends on (seed, step, micro-batch) only.
+    batches : (steps done before, micro-batch) → batch; a pure function.
+    identity : name → hash of everything else that decides the result; a checkpoint with another identity is refused.
+    resume : "auto" continues from the run's newest checkpoint that verifies, "never" refuses to, a path names one.
+
+    Yields
+    ------
+    Started, then Logged, Saved and SampleDue as they come, then Finished.
+
+    Raises
+    ------
+    NumericalError : a loss or gradient was not finite, at most 20 steps ago; nothing was saved since.
+    StoppedBySignal : SIGINT or SIGTERM came, and everything is saved; a second one ends the process at once.
+    ResourceError : out of memory, or the disk is full.
+    RunError : another process holds the run, or the checkpoint was made with other inputs.
+    CheckpointError : the checkpoint asked for is absent or damaged.
+    """
+    found = checkpoints.resolve(run, resume) if isinstance(resume, Path) else None  # an error must create nothing
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    device = accelerator.device if accelerator.num_processes > 1 else device
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(exclusive(run))
+        accelerator.wait_for_everyone()
+        found = found or checkpoints.resolve(run, resume)
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.callback(module.eval)
+        training = prepare(
+            module, loss, batches, config=config, run=run, identity=identity, accelerator=accelerator, device=device
+        )
+        if found.snapshot is not None and found.path is not None:
+            restore(training, found.snapshot, found.path)
+        with stop_requests() as request:
+            yield Started(training.step, found.path, found.warnings, accelerator.is_main_process)
+            yield from _train(training, request)
+        yield Finished(training.step, dict(training.ema))
+
+
+def _train(training: Training, request: StopRequest) -> Iterator[Event]:
+    config, clock = training.config, training.clock
+    while training.step < config.steps:
+        with _memory_errors(config):
+            _step(training)
+        step, last = training.step, training.step == config.steps
+        stopping = _stop_agreed(training, request)
+        log, saving = step % config.log_every == 0 or last, step % config.checkpoint_every == 0 or last or stopping
+        if log or saving or step - training.checked_step >= _CHECK_EVERY:
+            _require_finite(training)
+        if log:
+            event = Logged(step, _values(training))
+            with clock.paused():
+                yield event
+        if saving:
+            path = save(training)
+            with clock.paused():
+                yield Saved(step, path)
+        if stopping:
+            raise _stopped(training, request)
+        if config.sample_every and step % config.sample_every == 0 and not last:
+            with clock.paused():
+                yield SampleDue(step, dict(training.ema))
+            training.module.train()
+    if request.signal_number is not None:
+        raise _stopped(training, request)
+
+
+def _step(training: Training) -> None:
+    config, accelerator, clock = training.config, training.accelerator, training.clock
+    total = torch.zeros((), device=training.device)
+    for micro in range(accelerator.process_index, config.accumulation, accelerator.num_processes):
+        seed = derive_seed("training step", config.seed, training.step, micro)
+        with clock.waiting_for_data():
+            batch = training.batches(training.step, micro)
+        seed_default_generators(seed, training.device)
+        with autocast(training.device, training.dtype):
+            output = training.loss(training.network, batch)
+        (output.loss / config.accumulation).backward()
+        total += output.loss.detach() / config.accumulation
+        training.window.add_monitors(output.monitors)
+    parameters = list(training.parameters.values())
+    if accelerator.num_processes > 1:
+        _sum_gradients(parameters, training)
+    norm = nn.utils.clip_grad_norm_(parameters, config.gradient_clip, foreach=True)
+    optim.set_learning_rate(training.optimizer, optim.learning_rate(training.step + 1, config))
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    averaging.update(list(training.ema.values()), parameters, updates=training.step, decay=config.ema_decay)
+    training.window.close_step(total, norm)
+    training.step += 1
+    clock.steps += 1
+
+
+def _sum_gradients(parameters: list[nn.Parameter], training: Training) -> None:
+    """Sum gradients over processes in one message; each already carries its share of the mean."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    summed = training.sum_over_processes(torch.cat([g.reshape(-1) for g in gradients]))
+    for parameter, gradient in zip(parameters, summed.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+
+
+def _stop_agreed(training: Training, request: StopRequest) -> bool:
+    """Say whether a signal came; several processes agree on the step, at the steps where they wait for each other anyway."""
+    asked = request.signal_number is not None
+    if training.accelerator.num_processes == 1:
+        return asked
+    if training.step - training.checked_step < min(training.config.log_every, _CHECK_EVERY):
+        return False
+    return bool(training.sum_over_processes(torch.tensor(float(asked), device=training.device)).item())
+
+
+def _stopped(training: Training, request: StopRequest) -> StoppedBySignal:
+    path = training.run.checkpoint(training.step)
+    return StoppedBySignal(
+        f"stopped at step {training.step} of {training.config.steps}; saved {path}. Run the same command to continue.",
+        signal_number=request.signal_number or signal.SIGTERM,
+    )
+
+
+def _require_finite(training: Training) -> None:
+    """Raise where a loss or gradient since the last log step is not finite, naming the first."""
+    training.checked_step = training.step
+    found = training.window.first_non_finite(training.sum_over_processes)
+    if found is None:
+        return
+    step = training.step - training.window.steps + found[0] + 1
+    raise NumericalError(
+        f"{found[1]} not finite at step {step} (learning rate {optim.learning_rate(step, training.config):.3g}). "
+        f"{last_good(training)} Lower training.learning_rate or training.gradient_clip, or set training.precision=fp32."
+    )
+
+
+def _values(training: Training) -> dict[str, float]:
+    """Return what is logged, and begin a new window."""
+    values = training.window.means(training.sum_over_processes)
+    values["learning_rate"] = optim.learning_rate(training.step, training.config)
+    values |= training.clock.read() | {"memory_gib": peak_memory_gib(training.device)}
+    training.window.reset()
+    return values
+
+
+@contextmanager
+def _memory_errors(config: TrainingConfig) -> Iterator[None]:
+    """Say which accumulation may fit, where memory ran out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        texts = ("can't allocate memory", "not enough memory", "out of memory")
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            text in str(error) for text in texts
+        ):
+            raise
+        micro = config.batch_size // config.accumulation
+        halves = [n for n in range(config.accumulation + 1, config.batch_size + 1) if config.batch_size % n == 0]
+        advice = (
+            f"Set training.accumulation={halves[0]} (micro-batches of {config.batch_size // halves[0]}) in a new run; the result stays the same"
+            if halves
+            else "Use a smaller network or image"
+        )
+        raise ResourceError(
+            f"out of memory in a micro-batch of {micro}. {advice}; saved checkpoints are intact."
+        ) from error

@@ -1,0 +1,208 @@
+"""What a training holds while it runs, and how that becomes a checkpoint and comes back."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from cellbridge.config import TrainingConfig
+from cellbridge.errors import CheckpointError, ConfigError, ModelError, NumericalError
+from cellbridge.runs import RunDir
+from cellbridge.runtime import pick_precision
+from cellbridge.training import checkpoint as checkpoints
+from cellbridge.training import optim
+from cellbridge.training.checkpoint import Snapshot
+from cellbridge.training.monitors import Clock, Window
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss returns for one micro-batch.
+
+    Parameters
+    ----------
+    loss : 0-dimensional, the mean over the micro-batch.
+    monitors : name → (sum, count), both 0-dimensional on the device; logged as sum over count since the last log step.
+    """
+
+    loss: Tensor
+    monitors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+Loss = Callable[[nn.Module, Any], LossOutput]
+Batches = Callable[[int, int], Any]
+"""(steps done before, micro-batch) → batch."""
+
+
+@dataclass
+class Training:
+    """The arguments of `fit`, and the state that a checkpoint saves."""
+
+    module: nn.Module
+    network: nn.Module
+    """The module, or its compiled form."""
+    loss: Loss
+    batches: Batches
+    config: TrainingConfig
+    run: RunDir
+    identity: Mapping[str, str]
+    accelerator: Accelerator
+    device: torch.device
+    dtype: torch.dtype
+    parameters: dict[str, nn.Parameter]
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.AdamW
+    window: Window
+    clock: Clock
+    step: int = 0
+    saved_step: int = 0
+    checked_step: int = 0
+
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        """Return the sum of every process's tensor; the tensor itself where there is one process."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        total: Tensor = self.accelerator.reduce(tensor.clone(), reduction="sum")
+        return total
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what is trained, and the buffers that a network may update by itself."""
+        frozen = {name for name, parameter in self.module.named_parameters() if not parameter.requires_grad}
+        return {name: tensor for name, tensor in self.module.state_dict().items() if name not in frozen}
+
+
+def prepare(
+    module: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    *,
+    config: TrainingConfig,
+    run: RunDir,
+    identity: Mapping[str, str],
+    accelerator: Accelerator,
+    device: torch.device,
+) -> Training:
+    """Move the module to its device, and make what trains it.
+
+    Raises
+    ------
+    ConfigError : the micro-batches cannot be shared among the processes.
+    ModelError : nothing requires a gradient.
+    """
+    if config.accumulation % accelerator.num_processes:
+        raise ConfigError(
+            f"training.accumulation {config.accumulation} cannot be shared among {accelerator.num_processes} processes. "
+            f"Set it to a multiple of {accelerator.num_processes}; batch_size stays the global batch."
+        )
+    module.to(device).train()
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ModelError("the network has no parameter that requires a gradient. Unfreeze it, or attach an adapter.")
+    if accelerator.num_processes > 1:
+        broadcast([p.data for p in parameters.values()])
+    return Training(
+        module=module,
+        network=_compiled(module, config),
+        loss=loss,
+        batches=batches,
+        config=config,
+        run=run,
+        identity=identity,
+        accelerator=accelerator,
+        device=device,
+        dtype=pick_precision(config.precision, device),
+        parameters=parameters,
+        ema={name: p.detach().clone() for name, p in parameters.items()},
+        optimizer=optim.make_optimizer(list(parameters.values()), config),
+        window=Window(config.log_every, device),
+        clock=Clock(),
+    )
+
+
+def _compiled(module: nn.Module, config: TrainingConfig) -> nn.Module:
+    if config.compile == "none":
+        return module
+    compiled: Any = torch.compile(module, mode=None if config.compile == "default" else config.compile)
+    return compiled
+
+
+def save(training: Training) -> Path:
+    """Write a checkpoint from the main process, unless this step has one.
+
+    Raises
+    ------
+    NumericalError : a weight or its average is not finite; nothing is written.
+    """
+    tensors: list[Tensor] = [*(p.detach() for p in training.parameters.values()), *training.ema.values()]
+    if not torch.isfinite(torch.stack(torch._foreach_norm(tensors, ord=math.inf))).all():
+        rate = optim.learning_rate(training.step, training.config)
+        raise NumericalError(
+            f"weights not finite after step {training.step} (learning rate {rate:.3g}). {last_good(training)} Lower training.learning_rate."
+        )
+    path = training.run.checkpoint(training.step)
+    if training.accelerator.is_main_process and training.saved_step != training.step:
+        path = checkpoints.save(training.run, snapshot(training), keep_last=training.config.keep_last)
+    training.saved_step = training.step
+    if training.accelerator.num_processes > 1:
+        training.accelerator.wait_for_everyone()
+    return path
+
+
+def snapshot(training: Training) -> Snapshot:
+    """Return everything that the next step depends on; the tensors are the live ones."""
+    return Snapshot(
+        step=training.step,
+        settings=checkpoints.binding_settings(training.config),
+        identity=dict(training.identity),
+        weights=training.weights(),
+        ema=training.ema,
+        optimizer=optim.state_tensors(training.optimizer, training.parameters),
+        window=training.window.tensors(),
+    )
+
+
+@torch.no_grad()
+def restore(training: Training, saved: Snapshot, path: Path) -> None:
+    """Continue from a checkpoint that was made with the same inputs and fits the network exactly.
+
+    Raises
+    ------
+    RunError : data, base or settings differ (each difference is named).
+    ConfigError : it is past the last step.
+    CheckpointError : its tensors are not those of the network.
+    """
+    checkpoints.require_same(
+        saved, settings=checkpoints.binding_settings(training.config), identity=training.identity, path=path
+    )
+    if saved.step > training.config.steps:
+        raise ConfigError(f"{path}: is past training.steps {training.config.steps}. Raise training.steps.")
+    for kind, own, tensors in (("weights", training.weights(), saved.weights), ("ema", training.ema, saved.ema)):
+        _copy(own, tensors, where=f"{path}/{kind}.safetensors")
+    optim.load_state_tensors(training.optimizer, training.parameters, saved.optimizer)
+    training.window.load(saved.window)
+    training.step = training.saved_step = training.checked_step = saved.step
+
+
+def last_good(training: Training) -> str:
+    """Name the newest checkpoint, in a sentence for an error message."""
+    saved = training.run.saved_checkpoints()
+    return f"Last good checkpoint: {saved[-1][1]}." if saved else "No checkpoint was saved before it."
+
+
+def _copy(own: dict[str, Tensor], tensors: Mapping[str, Tensor], *, where: str) -> None:
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        raise CheckpointError(f"{where}: does not fit the network (missing: {missing[:3]}, unknown: {unknown[:3]}).")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, the network has {tuple(tensor.shape)}"
+            raise CheckpointError(f'{where}: "{name}" has shape {shapes}.')
+        tensor.copy_(tensors[name])

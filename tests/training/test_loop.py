@@ -1,0 +1,233 @@
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from small import batches, events, loss, network, until
+from torch import nn
+
+from cellbridge.errors import (
+    CheckpointError,
+    ConfigError,
+    ModelError,
+    NumericalError,
+    ResourceError,
+    RunError,
+    StoppedBySignal,
+)
+from cellbridge.runs import RunDir, verify_directory
+from cellbridge.training import checkpoint
+from cellbridge.training.events import Finished, Logged, SampleDue, Saved, Started
+from cellbridge.training.loop import LossOutput
+
+
+def digests(run) -> dict[str, str]:
+    snapshot = checkpoint.load(RunDir(run).checkpoint(24))
+    return {name: checkpoint.digest(getattr(snapshot, name)) for name in ("weights", "ema", "optimizer")}
+
+
+def losses(seen) -> dict[int, tuple[float, float]]:
+    return {e.step: (e.values["loss"], e.values["loss/low"]) for e in seen if isinstance(e, Logged)}
+
+
+def last_weights(run, **settings) -> dict[str, torch.Tensor]:
+    module = network()
+    list(events(run, module=module, **settings))
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("stop", [4, 12, 20])
+def test_resumed_training_equals_the_uninterrupted_bit_for_bit(tmp_path, stop):
+    whole = list(events(tmp_path / "whole"))
+    until(tmp_path / "parts", stop)
+    rest = list(events(tmp_path / "parts"))
+    assert rest[0] == Started(stop, RunDir(tmp_path / "parts").checkpoint(stop))
+    assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+    assert {s: v for s, v in losses(whole).items() if s > stop} == losses(rest)
+
+
+def test_accumulation_equals_the_big_batch(tmp_path):
+    def whole_batch(step, micro):
+        return torch.cat([data(step, 0), data(step, 1)])
+
+    def data(step, micro):
+        return torch.randn(4, 6, generator=torch.Generator().manual_seed(2 * step + micro))
+
+    def plain(module, batch):
+        return LossOutput((module(batch).squeeze(1) - batch.sum(dim=1)).square().mean())
+
+    def module():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Linear(16, 1))
+
+    results = []
+    for name, batches, accumulation in (("big", whole_batch, 1), ("micro", data, 2)):
+        net = module()
+        list(
+            events(
+                tmp_path / name, module=net, loss=plain, batches=batches, accumulation=accumulation, learning_rate=1e-3
+            )
+        )
+        results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.allclose(results[0], results[1], atol=1e-6, rtol=0)
+
+
+def test_only_trainable_parameters_change_and_are_saved(tmp_path):
+    module = network()
+    module[0].requires_grad_(False)
+    before = module[0].weight.clone()
+    finished = list(events(tmp_path, module=module))[-1]
+    assert isinstance(finished, Finished)
+    assert set(finished.ema) == {"3.weight", "3.bias"}
+    assert set(checkpoint.load(RunDir(tmp_path).checkpoint(24)).weights) == {"3.weight", "3.bias"}
+    assert torch.equal(module[0].weight, before)
+
+
+def test_random_state_of_the_caller_is_restored_and_has_no_influence(tmp_path):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = last_weights(tmp_path / "a")
+    assert torch.equal(torch.rand(3), expected)
+    second = last_weights(tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_reader_of_the_events_cannot_change_the_numbers(tmp_path):
+    undisturbed, module = last_weights(tmp_path / "a", sample_every=6), network()
+    for event in events(tmp_path / "b", module=module, sample_every=6):
+        torch.manual_seed(0)
+        if isinstance(event, SampleDue):
+            module.eval()
+    assert all(torch.equal(undisturbed[name], value) for name, value in module.state_dict().items())
+
+
+def test_events_come_at_their_steps(tmp_path):
+    seen = list(events(tmp_path, sample_every=10))
+    assert [e.step for e in seen if isinstance(e, Logged)] == [5, 10, 15, 20, 24]
+    assert [e.step for e in seen if isinstance(e, Saved)] == [4, 8, 12, 16, 20, 24]
+    assert [e.step for e in seen if isinstance(e, SampleDue)] == [10, 20]
+    values = next(e for e in seen if isinstance(e, Logged)).values
+    assert {"loss", "loss/low", "gradient_norm", "learning_rate", "seconds_per_step", "data_wait", "memory_gib"} == set(
+        values
+    )
+
+
+def test_training_reduces_the_loss(tmp_path):
+    seen = [
+        e.values["loss"]
+        for e in events(tmp_path, steps=200, log_every=50, checkpoint_every=200)
+        if isinstance(e, Logged)
+    ]
+    assert seen[-1] < 0.5 * seen[0]
+
+
+def test_settings_that_only_log_or_save_may_change_on_a_resume(tmp_path):
+    list(events(tmp_path / "whole"))
+    until(tmp_path / "parts", 8)
+    list(events(tmp_path / "parts", log_every=2, checkpoint_every=24, keep_last=1))
+    assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_continues(tmp_path, signal_number):
+    list(events(tmp_path / "whole"))
+
+    def interrupting(step, micro):
+        if step == 9 and micro == 1:
+            os.kill(os.getpid(), signal_number)
+        return batches(step, micro)
+
+    before = signal.getsignal(signal_number)
+    with pytest.raises(StoppedBySignal, match="stopped at step 10 of 24") as stopped:
+        list(events(tmp_path / "parts", batches=interrupting))
+    assert stopped.value.exit_code == 128 + signal_number
+    assert signal.getsignal(signal_number) == before
+    started, *_ = events(tmp_path / "parts")
+    assert started.step == 10
+    assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+
+
+def test_a_second_process_is_refused(tmp_path):
+    first = events(tmp_path)
+    next(first)
+    with pytest.raises(RunError, match="in use by process"):
+        next(events(tmp_path))
+    first.close()
+    assert isinstance(next(events(tmp_path)), Started)
+
+
+def test_training_works_outside_the_main_thread(tmp_path):
+    seen = []
+    thread = threading.Thread(target=lambda: seen.extend(events(tmp_path)))
+    thread.start()
+    thread.join()
+    assert isinstance(seen[-1], Finished)
+
+
+def test_divergence_is_reported_and_never_saved(tmp_path):
+    with pytest.raises(NumericalError, match=r"not finite.*learning rate.*[Cc]heckpoint") as error:
+        list(events(tmp_path, learning_rate=1e20, warmup_steps=0, log_every=100, checkpoint_every=100, steps=100))
+    assert error.value.exit_code == 3
+    assert RunDir(tmp_path).saved_checkpoints() == []
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_the_first_bad_step_is_named_with_the_last_good_checkpoint(tmp_path, kind):
+    calls = []
+
+    def poisoned(module, batch):
+        calls.append(1)
+        output = loss(module, batch)
+        bad = len(calls) == 2 * 10
+        if bad and kind == "gradient":
+            output.loss.register_hook(lambda gradient: gradient * float("nan"))
+        return LossOutput(output.loss * float("nan") if bad and kind == "loss" else output.loss)
+
+    with pytest.raises(NumericalError, match=rf"{kind} not finite at step 10 .*step-00000008"):
+        list(events(tmp_path, loss=poisoned, log_every=100, checkpoint_every=8))
+    assert len(calls) <= 2 * (10 + 20)
+    for _, path in RunDir(tmp_path).saved_checkpoints():
+        snapshot = checkpoint.load(path)
+        assert all(torch.isfinite(t).all() for t in (*snapshot.weights.values(), *snapshot.ema.values()))
+
+
+def test_out_of_memory_says_what_may_fit(tmp_path):
+    def hungry(module, batch):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    with pytest.raises(ResourceError, match=r"micro-batch of 4\. Set training\.accumulation=4 \(micro-batches of 2\)"):
+        list(events(tmp_path, loss=hungry))
+
+
+def test_frozen_network_and_overlong_checkpoint_are_refused(tmp_path):
+    with pytest.raises(ModelError, match="no parameter that requires a gradient"):
+        list(events(tmp_path, module=network().requires_grad_(False)))
+    list(events(tmp_path, decay="constant"))
+    with pytest.raises(ConfigError, match=r"past training\.steps 12"):
+        list(events(tmp_path, decay="constant", steps=12))
+
+
+def test_constant_rate_can_be_extended(tmp_path):
+    list(events(tmp_path, decay="constant", steps=12))
+    started, *_ = events(tmp_path, decay="constant")
+    assert started.step == 12
+
+
+def test_changed_inputs_are_refused_with_the_difference(tmp_path):
+    until(tmp_path, 8)
+    with pytest.raises(RunError, match=r"data: aaaaaaaaaaaa… there, bbbbbbbbbbbb… now"):
+        list(events(tmp_path, identity={"data": "b" * 64}))
+    with pytest.raises(RunError, match=r"learning_rate: 0\.01 there, 0\.02 now"):
+        list(events(tmp_path, learning_rate=0.02))
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        list(events(tmp_path, module=nn.Sequential(nn.Linear(6, 1))))
+
+
+def test_finished_run_is_finished_at_once(tmp_path):
+    first = list(events(tmp_path))[-1]
+    again = list(events(tmp_path))
+    assert [type(e) for e in again] == [Started, Finished]
+    assert all(torch.equal(first.ema[name], again[-1].ema[name]) for name in first.ema)
+    assert verify_directory(RunDir(tmp_path).checkpoint(24)) == []
