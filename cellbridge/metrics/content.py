@@ -1,0 +1,152 @@
+"""Is it still this cell, as the compound would have made it? Error per cell against the known counterfactual."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellbridge.metrics.intervals import Blocks, Estimate, bootstrap
+
+Floats = NDArray[np.floating]
+
+
+def channel_deviation(images: Floats) -> NDArray[np.float64]:
+    """Return each channel's standard deviation over all pixels of real images (n, channel, height, width) → (channel,).
+
+    Raises
+    ------
+    ValueError : a channel is constant, so that nothing can be measured in units of its spread.
+    """
+    deviation = np.asarray(images.std(axis=(0, 2, 3), dtype=np.float64))
+    if not (deviation > 0).all():
+        raise ValueError(f"channel(s) {np.flatnonzero(deviation <= 0).tolist()} are constant in the real images")
+    return deviation
+
+
+def cell_squared_error(
+    images: Floats, truth: Floats, masks: NDArray[np.bool_], *, deviation: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the mean squared error of each cell over its own mask, all channels weighing equally.
+
+    e_i = mean over channels c and pixels p of mask i of ((a_icp - b_icp) / sd_c)²
+
+    Parameters
+    ----------
+    images, truth : (n, channel, height, width), in [-1, 1].
+    masks : (n, height, width), true inside the cell.
+    deviation : (channel,), standard deviation of real images.
+
+    Returns
+    -------
+    (n,), in squared standard deviations.
+
+    Raises
+    ------
+    ValueError : a mask is empty.
+    """
+    area = masks.sum(axis=(1, 2))
+    if not area.all():
+        raise ValueError(f"{int((area == 0).sum())} cell(s) have an empty mask")
+    scaled = (images.astype(np.float64) - truth) / deviation[:, None, None]
+    return np.einsum("nchw,nhw->n", scaled**2, masks.astype(np.float64)) / (area * images.shape[1])
+
+
+def best_possible(source: Floats, responding: Floats, response_probability: Floats) -> NDArray[np.float32]:
+    """Return what predicts the counterfactual best when chance decides who responds.
+
+    E[counterfactual | source] = p · responding + (1 - p) · source; its squared error is the floor that no model can beat.
+
+    Parameters
+    ----------
+    source, responding : (n, channel, height, width); the cell as it is, and made to respond.
+    response_probability : (n,), p, from what is visible in the source.
+    """
+    p = response_probability[:, None, None, None]
+    return (p * responding + (1 - p) * source).astype(np.float32)
+
+
+def pooled_error(errors: NDArray[np.float64], blocks: Blocks, *, resamples: int, seed: int) -> Estimate:
+    """Estimate the root mean square error, cells weighing equally: sqrt(mean_i e_i), in standard deviations."""
+    return bootstrap(errors, lambda means: np.sqrt(means[:, 0]), blocks, resamples=resamples, seed=seed)
+
+
+def mean_error(errors: NDArray[np.float64]) -> float:
+    """Return the mean over cells of the per-cell root mean square error: mean_i sqrt(e_i)."""
+    return float(np.sqrt(errors).mean())
+
+
+def score(
+    errors: NDArray[np.float64],
+    floor: NDArray[np.float64],
+    identity: NDArray[np.float64],
+    blocks: Blocks,
+    *,
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """Estimate (model - floor) / (identity - floor) of the pooled errors: 0 is the best possible, 1 is copying the source.
+
+    Parameters
+    ----------
+    errors, floor, identity : (n,), squared errors of the same cells; the bootstrap draws the three together.
+    """
+
+    def normalised(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        model, best, copy = np.sqrt(means).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray((model - best) / (copy - best))
+
+    table = np.stack([errors, floor, identity], axis=1)
+    return bootstrap(table, normalised, blocks, resamples=resamples, seed=seed)
+
+
+def difference(
+    errors: NDArray[np.float64], others: NDArray[np.float64], blocks: Blocks, *, resamples: int, seed: int
+) -> Estimate:
+    """Estimate the pooled error minus another's on the same cells, drawn together; negative is better than the other."""
+
+    def subtracted(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.sqrt(means[:, 0]) - np.sqrt(means[:, 1]))
+
+    return bootstrap(np.stack([errors, others], axis=1), subtracted, blocks, resamples=resamples, seed=seed)
+
+
+def nucleus_agreement(dna: Floats, reference_dna: Floats, nuclei: NDArray[np.bool_]) -> Mapping[str, float | int]:
+    """Describe how the nuclei of two sets of images of the same cells lie and overlap.
+
+    Both nuclei of a cell are found in the same way (Otsu on a smoothed DNA channel, the object that overlaps the cell's nucleus most), so that
+    the segmentation's own error falls on both sides. Descriptive: a compound that shrinks nuclei lowers the overlap rightly.
+
+    Parameters
+    ----------
+    dna, reference_dna : (n, height, width).
+    nuclei : (n, height, width), the nucleus that the store holds for the cell.
+
+    Returns
+    -------
+    median centroid shift in px, median intersection over union, and the number of cells with a nucleus in both.
+    """
+    shifts, overlaps = [], []
+    for image, reference, nucleus in zip(dna, reference_dna, nuclei, strict=True):
+        found, expected = _nucleus(image, nucleus), _nucleus(reference, nucleus)
+        if found.any() and expected.any():
+            centres = [np.argwhere(mask).mean(axis=0) for mask in (found, expected)]
+            shifts.append(float(np.linalg.norm(centres[0] - centres[1])))
+            overlaps.append(float((found & expected).sum() / (found | expected).sum()))
+    if not shifts:
+        return {"n": 0}
+    return {"shift_px": float(np.median(shifts)), "iou": float(np.median(overlaps)), "n": len(shifts)}
+
+
+def _nucleus(dna: NDArray[Any], near: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    from scipy.ndimage import gaussian_filter, label
+    from skimage.filters import threshold_otsu
+
+    smooth = gaussian_filter(dna.astype(np.float64), 1.0)
+    if np.ptp(smooth) == 0:
+        return np.zeros_like(near)
+    objects, _ = label(smooth > threshold_otsu(smooth))
+    counts = np.bincount(objects[near], minlength=2)
+    counts[0] = 0
+    return np.asarray(objects == counts.argmax()) if counts.any() else np.zeros_like(near)

@@ -1,0 +1,85 @@
+"""Claims about the error per cell."""
+
+import numpy as np
+import pytest
+
+from cellbridge.metrics import content
+from cellbridge.metrics.intervals import Blocks
+
+N, C, SIZE = 200, 3, 8
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Cells that respond by chance with a known probability; the response adds a known image."""
+    rng = np.random.default_rng(0)
+    source = rng.uniform(-0.5, 0.5, (N, C, SIZE, SIZE)).astype(np.float32)
+    responding = source + 0.4
+    p = rng.uniform(0, 1, N)
+    responds = rng.random(N) < p
+    truth = np.where(responds[:, None, None, None], responding, source)
+    masks = np.zeros((N, SIZE, SIZE), bool)
+    masks[:, 2:6, 2:6] = True
+    return source, responding, truth, p, masks
+
+
+def test_error_is_the_mean_square_over_the_mask_in_units_of_each_channels_spread():
+    images, masks = np.zeros((1, 2, 4, 4), np.float32), np.zeros((1, 4, 4), bool)
+    truth = images.copy()
+    masks[0, 0, :2] = True
+    truth[0, 0, 0, 0], truth[0, 1, 0, 1], truth[0, 1, 3, 3] = 1.0, 6.0, 99.0
+    error = content.cell_squared_error(images, truth, masks, deviation=np.array([0.5, 2.0]))
+    assert error == pytest.approx([(2.0**2 + 3.0**2) / 4])
+
+
+def test_no_predictor_beats_the_best_possible_one(world):
+    source, responding, truth, p, masks = world
+    deviation = content.channel_deviation(source)
+
+    def total(images):
+        return content.cell_squared_error(images, truth, masks, deviation=deviation).mean()
+
+    best = total(content.best_possible(source, responding, p))
+    assert best < min(
+        total(source), total(responding), total(content.best_possible(source, responding, np.full(N, p.mean())))
+    )
+
+
+def test_score_is_zero_at_the_floor_and_one_for_a_copy(world):
+    source, responding, truth, p, masks = world
+    deviation, blocks = content.channel_deviation(source), Blocks(np.arange(N) // 20, "wells")
+    identity = content.cell_squared_error(source, truth, masks, deviation=deviation)
+    floor = content.cell_squared_error(content.best_possible(source, responding, p), truth, masks, deviation=deviation)
+    settings = {"resamples": 100, "seed": 0}
+    assert content.score(floor, floor, identity, blocks, **settings).value == 0
+    assert content.score(identity, floor, identity, blocks, **settings).value == 1
+    worse = content.score(identity * 1.5, floor, identity, blocks, **settings)
+    assert worse.low > 1
+    assert content.difference(floor, identity, blocks, **settings).high < 0
+
+
+def test_pooled_error_is_no_mean_of_errors(world):
+    """sqrt(mean e) against mean(sqrt e): they differ wherever cells differ."""
+    errors = np.array([1.0, 9.0])
+    assert content.pooled_error(errors, Blocks(np.arange(2), "wells"), resamples=10, seed=0).value == np.sqrt(5.0)
+    assert content.mean_error(errors) == 2.0
+
+
+def test_an_empty_mask_is_refused(world):
+    source, _, truth, _, masks = world
+    with pytest.raises(ValueError, match="1 cell"):
+        content.cell_squared_error(source[:1], truth[:1], masks[:1] & False, deviation=np.ones(C))
+
+
+def test_a_constant_channel_is_refused():
+    with pytest.raises(ValueError, match=r"channel\(s\) \[1\]"):
+        content.channel_deviation(np.stack([np.random.default_rng(0).random((4, 4)), np.ones((4, 4))])[None])
+
+
+def test_a_shifted_nucleus_is_measured():
+    yy, xx = np.mgrid[:32, :32]
+    dna = np.exp(-(((yy - 16) / 4) ** 2 + ((xx - 14) / 4) ** 2))[None].astype(np.float32)
+    agreement = content.nucleus_agreement(np.roll(dna, 3, axis=2), dna, dna > 0.5)
+    assert agreement["n"] == 1
+    assert agreement["shift_px"] == pytest.approx(3, abs=0.2)
+    assert 0.2 < agreement["iou"] < 0.8
