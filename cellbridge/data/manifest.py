@@ -52,7 +52,7 @@ class Manifest(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     """`Metadata_…` name → the column of a table or plate map that holds it."""
     concentration_unit: Literal["nM", "uM", "mM"] | None = None
-    """Unit of the concentrations; by default that of the column's name, else micromolar."""
+    """Unit of concentrations that are written without one; micromolar by default."""
     control: Annotated[str, Field(pattern=r"^Metadata_\w+=.+$")] = "Metadata_pert_type=negcon"
     """Which rows are the control: `Metadata_column=value`."""
     control_name: str | None = None

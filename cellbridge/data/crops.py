@@ -1,0 +1,150 @@
+"""One image per cell: cut around the nucleus, or out of a ready-made crop, and resampled to the store's size."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from cellbridge.data.segmentation import Objects, mask_of
+from cellbridge.errors import ImageError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+REASONS = ("border", "too_small", "too_large")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of one field that are kept.
+
+    Parameters
+    ----------
+    numbers : label of each in the segmentation.
+    centres : (cell, 2), nucleus centroid, row and column, in pixels of the field.
+    rejected : reason → how many were not kept.
+    """
+
+    numbers: tuple[int, ...]
+    centres: Array
+    rejected: dict[str, int]
+
+
+def choose_cells(objects: Objects, *, nucleus_px: float, crop_px: int, min_area: float, max_area: float) -> Cells:
+    """Decide which cells of a field are kept, in order of their rows, then columns.
+
+    Rejected are, in this order: `border` (the nucleus touches the field's edge, or the crop would leave the field), `too_small`
+    and `too_large` (nucleus area below or above a multiple of a disk of the typical diameter).
+
+    Parameters
+    ----------
+    min_area, max_area : as shares of pi/4 nucleus_px^2.
+    """
+    nuclei = objects.nuclei
+    count = int(nuclei.max())
+    areas = np.bincount(nuclei.ravel(), minlength=count + 1)
+    present = np.flatnonzero(areas[1:]) + 1
+    centres = np.asarray(ndimage.center_of_mass(nuclei > 0, nuclei, present), dtype=np.float64).reshape(-1, 2)
+    at_edge = set(np.concatenate([nuclei[0], nuclei[-1], nuclei[:, 0], nuclei[:, -1]]).tolist())
+    typical = np.pi / 4 * nucleus_px**2
+    rejected: Counter[str] = Counter()
+    kept = []
+    for index, (number, centre) in enumerate(zip(present.tolist(), centres, strict=True)):
+        top, left = corner(centre, crop_px)
+        inside = 0 <= top <= nuclei.shape[0] - crop_px and 0 <= left <= nuclei.shape[1] - crop_px
+        share = areas[number] / typical
+        if number in at_edge or not inside:
+            rejected["border"] += 1
+        elif not min_area <= share <= max_area:
+            rejected["too_small" if share < min_area else "too_large"] += 1
+        else:
+            kept.append(index)
+    kept.sort(key=lambda index: (centres[index, 0], centres[index, 1]))
+    return Cells(tuple(int(present[index]) for index in kept), centres[kept], dict(rejected))
+
+
+def corner(centre: Array, crop_px: int) -> tuple[int, int]:
+    """Return the first row and column of a crop around a centre, rounded half up."""
+    row, column = np.floor(np.asarray(centre, dtype=np.float64) - (crop_px - 1) / 2 + 0.5).astype(int).tolist()
+    return row, column
+
+
+def cut(image: Array, centres: Array, *, crop_px: int, size_px: int) -> Array:
+    """Cut squares of crop_px around centres out of a field (channel, y, x), and resample them: (cell, channel, y, x).
+
+    Counts are rounded, and stay in the field's type.
+    """
+    crops = np.empty((len(centres), image.shape[0], crop_px, crop_px), image.dtype)
+    for crop, centre in zip(crops, centres, strict=True):
+        top, left = corner(centre, crop_px)
+        crop[:] = image[:, top : top + crop_px, left : left + crop_px]
+    return resample(crops, size_px=size_px)
+
+
+def cut_masks(objects: Objects, cells: Cells, *, crop_px: int, size_px: int) -> Array:
+    """Return each cell's own mask (cell, y, x), uint8: 0 other, 1 cytoplasm, 2 nucleus; nearest neighbour."""
+    masks = np.zeros((len(cells.numbers), size_px, size_px), np.uint8)
+    for mask, number, centre in zip(masks, cells.numbers, cells.centres, strict=True):
+        top, left = corner(centre, crop_px)
+        window = np.s_[top : top + crop_px, left : left + crop_px]
+        mask[:] = resample_mask(
+            mask_of(Objects(objects.nuclei[window], objects.cells[window]), number), size_px=size_px
+        )
+    return masks
+
+
+def centre_crop(image: Array, *, crop_px: int, what: str) -> Array:
+    """Return the central square of (…, y, x); raise ImageError where the image is smaller."""
+    height, width = image.shape[-2:]
+    if min(height, width) < crop_px:
+        raise ImageError(
+            f"{what}: {height}x{width} pixels, smaller than crop_px {crop_px}. Set crop_px to {min(height, width)}."
+        )
+    top, left = (height - crop_px) // 2, (width - crop_px) // 2
+    return image[..., top : top + crop_px, left : left + crop_px]
+
+
+def centre_mask(objects: Objects, *, reach_px: float) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the mask of the cell whose nucleus lies nearest to the centre of a crop; zeros where none is within reach_px."""
+    nuclei = objects.nuclei
+    rows, columns = np.nonzero(nuclei)
+    offset = np.hypot(rows - (nuclei.shape[0] - 1) / 2, columns - (nuclei.shape[1] - 1) / 2)
+    if not offset.size or offset.min() > reach_px:
+        return np.zeros(nuclei.shape, np.uint8)
+    nearest = int(np.argmin(offset))
+    return mask_of(objects, int(nuclei[rows[nearest], columns[nearest]]))
+
+
+def resample(crops: Array, *, size_px: int) -> Array:
+    """Resample square crops (…, y, x) to size_px, anti-aliased, rounded to counts of the same type.
+
+    Separable triangle filter, as wide as the reduction: what PIL and PyTorch call bilinear with antialiasing. The mean of an
+    image is kept up to its edges, and no count leaves the range that the crop had.
+    """
+    if crops.shape[-1] == size_px:
+        return crops
+    weights = _triangle_weights(crops.shape[-1], size_px)
+    resampled = weights @ crops.astype(np.float32) @ weights.T
+    counts: Array = np.rint(resampled).astype(crops.dtype)
+    return counts
+
+
+def resample_mask(mask: Array, *, size_px: int) -> Array:
+    """Resample a mask (y, x) by taking the pixel under the centre of each new one."""
+    nearest = ((np.arange(size_px) + 0.5) * mask.shape[-1] / size_px).astype(int)
+    return mask[np.ix_(nearest, nearest)]
+
+
+@lru_cache(maxsize=16)
+def _triangle_weights(source: int, target: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return (target, source) rows that sum to 1."""
+    scale = source / target
+    width = max(scale, 1.0)
+    centres = (np.arange(target) + 0.5) * scale
+    distance = np.abs(np.arange(source)[None] + 0.5 - centres[:, None]) / width
+    weights = np.clip(1.0 - distance, 0.0, None)
+    normalised: np.ndarray[Any, np.dtype[np.float32]] = (weights / weights.sum(axis=1, keepdims=True)).astype(
+        np.float32
+    )
+    return normalised

@@ -1,0 +1,142 @@
+"""Uneven illumination, estimated from the fields themselves, per plate and channel.
+
+References
+----------
+Singh et al. 2014, "Pipeline for illumination correction of images for high-throughput microscopy", J. Microscopy 256:231
+(retrospective, over all fields of a plate).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cellbridge.errors import ImageError
+
+GRID = 32
+"""A field is reduced to at most this many blocks a side before the median over fields."""
+_MAX_FIELDS = 256
+_RANGE = (0.2, 5.0)
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class FlatField:
+    """A smooth multiplicative field with mean 1: a quadratic surface in the coordinates u, v in [-1, 1] of rows and columns.
+
+        f(u, v) = a_0 + a_1 u + a_2 v + a_3 u^2 + a_4 u v + a_5 v^2
+
+    Corrected counts are counts / f. One that is 1 everywhere changes nothing.
+    """
+
+    coefficients: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def surface(self, shape: tuple[int, int]) -> Floats:
+        """Return f on a field of this shape (y, x)."""
+        u, v = (np.linspace(-1.0, 1.0, n) if n > 1 else np.zeros(1) for n in shape)
+        values: Floats = (_terms(u[:, None], v[None, :]) * np.asarray(self.coefficients)).sum(axis=-1)
+        return values
+
+    @property
+    def is_flat(self) -> bool:
+        return self.coefficients == FlatField().coefficients
+
+
+class FieldMedian:
+    """Collects the fields of one plate and channel, of one shape, for `estimate`; memory is bounded whatever their number."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, int] | None = None
+        self._blocks: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+        self._every, self._seen = 1, 0
+
+    def add(self, image: np.ndarray[Any, np.dtype[Any]]) -> None:
+        """Add a field (y, x); when many have come, every second, fourth … one is kept."""
+        self.shape = (image.shape[0], image.shape[1])
+        if self._seen % self._every == 0:
+            self._blocks.append(_block_means(image))
+        self._seen += 1
+        if len(self._blocks) >= _MAX_FIELDS:
+            self._blocks = self._blocks[::2]
+            self._every *= 2
+
+    def __len__(self) -> int:
+        return self._seen
+
+    def estimate(self, *, what: str) -> FlatField:
+        """Return the flat field: the median over fields of each block, each field scaled to its own median, smoothed.
+
+        The smoothing is a quadratic fit, refitted twice without the blocks that cells pull furthest from it.
+
+        Raises
+        ------
+        ImageError : the surface is not finite, or not within 0.2 to 5 of its mean (`what` names plate and channel).
+        """
+        fields = np.stack(self._blocks).astype(np.float64)
+        levels = np.median(fields, axis=(1, 2), keepdims=True)
+        usable = levels[:, 0, 0] > 0
+        if not usable.any():
+            raise ImageError(
+                f"{what}: at least half of every field is zero, so no flat field can be estimated. {_REMEDY}"
+            )
+        median = np.median(fields[usable] / levels[usable], axis=0)
+        coefficients = _fit_surface(median)
+        surface = FlatField(tuple(coefficients)).surface(self.shape or median.shape)
+        flat = FlatField(tuple(float(value) for value in coefficients / surface.mean()))
+        require_valid(flat.surface(self.shape or median.shape), what=what)
+        return flat
+
+
+_REMEDY = "Look at the images, or set illumination: none."
+
+
+def require_valid(surface: Floats, *, what: str) -> None:
+    """Raise ImageError where a flat field is not finite, not positive, or implausibly steep."""
+    low, high = float(np.min(surface)), float(np.max(surface))
+    if not (np.isfinite(surface).all() and _RANGE[0] <= low and high <= _RANGE[1]):
+        raise ImageError(
+            f"{what}: the flat field runs from {low:.3g} to {high:.3g} of its mean, expected {_RANGE[0]:g} to {_RANGE[1]:g}. {_REMEDY}"
+        )
+
+
+def correct(
+    image: np.ndarray[Any, np.dtype[Any]], surface: Floats | None, *, full_scale: int
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return counts / surface, rounded, at most full scale, in the image's own type; None leaves the image as it is.
+
+    Parameters
+    ----------
+    image : (y, x) or (channel, y, x), uint8 or uint16.
+    surface : of the same shape.
+    """
+    if surface is None:
+        return image
+    corrected: np.ndarray[Any, np.dtype[Any]] = np.rint(image / surface).clip(0, full_scale).astype(image.dtype)
+    return corrected
+
+
+def _terms(u: Floats, v: Floats) -> Floats:
+    return np.stack(np.broadcast_arrays(np.ones_like(u), u, v, u**2, u * v, v**2), axis=-1)
+
+
+def _block_means(image: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    edges: Sequence[Any] = [np.linspace(0, n, min(n, GRID) + 1).astype(int) for n in image.shape]
+    sums = np.add.reduceat(np.add.reduceat(image, edges[0][:-1], axis=0, dtype=np.float64), edges[1][:-1], axis=1)
+    return (sums / np.outer(np.diff(edges[0]), np.diff(edges[1]))).astype(np.float32)
+
+
+def _fit_surface(values: Floats) -> Floats:
+    # Blocks are averages around their centres, which lie half a block inside the field.
+    u, v = (np.linspace(-1.0, 1.0, 2 * n + 1)[1::2] for n in values.shape)
+    terms = _terms(u[:, None], v[None, :]).reshape(-1, 6)
+    flat, kept = values.ravel(), np.ones(values.size, bool)
+    for _ in range(3):
+        solution: Floats = np.asarray(np.linalg.lstsq(terms[kept], flat[kept], rcond=None)[0], dtype=np.float64)
+        residual = flat - terms @ solution
+        spread = 1.4826 * np.median(np.abs(residual[kept] - np.median(residual[kept])))
+        kept = np.abs(residual) <= 3.0 * spread + 1e-12
+        if kept.sum() < 12:
+            break
+    return solution

@@ -1,0 +1,143 @@
+"""Image files into arrays of counts: TIFF and NumPy files, read whole and checked, never executed."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cellbridge.errors import ImageError
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+Counts = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
+
+# Damage is told in one line by the errors below, not by tifffile's log as well.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+def read_plane(file: Path, *, full_scale: int) -> Counts:
+    """Read one channel of a field: (y, x), uint8 or uint16.
+
+    Raises
+    ------
+    ImageError : the file is missing, empty, truncated, of another format, not one plane, not 8 or 16 bit unsigned, or holds a
+        count above the full scale.
+    """
+    image = _read(file)
+    if image.ndim > 2:
+        image = image.reshape([n for n in image.shape if n > 1] or [1, 1])
+    if image.ndim != 2:
+        raise ImageError(f"{file}: shape {image.shape}, expected one plane (y, x). Split it into one file per channel.")
+    return _checked(file, image, full_scale)
+
+
+def read_crop(file: Path, *, channels: int, axes: Literal["HWC", "CHW"] | None, full_scale: int) -> Counts:
+    """Read a crop of one cell: (channel, y, x), from a file with its channels last (HWC) or first (CHW).
+
+    Raises
+    ------
+    ImageError : as for `read_plane`, or the number of channels differs, or the shape leaves the order of axes open.
+    """
+    image = _read(file)
+    if image.ndim == 2 and channels == 1:
+        image = image[None]
+    elif image.ndim != 3:
+        raise ImageError(f"{file}: shape {image.shape}, expected three axes of which one has {channels} channels.")
+    elif axes is None:
+        fits = [name for name, axis in (("HWC", 2), ("CHW", 0)) if image.shape[axis] == channels]
+        if len(fits) != 1:
+            problem = "which axis holds the channels is open" if fits else f"no axis has {channels} channels"
+            raise ImageError(f"{file}: shape {image.shape}, {problem}. Correct channels, or set axes, in the manifest.")
+        image = image if fits[0] == "CHW" else np.moveaxis(image, 2, 0)
+    else:
+        image = image if axes == "CHW" else np.moveaxis(image, 2, 0)
+        if image.shape[0] != channels:
+            raise ImageError(
+                f"{file}: {image.shape[0]} channels by axes {axes}, expected {channels}. Correct the manifest."
+            )
+    return _checked(file, np.ascontiguousarray(image), full_scale)
+
+
+def digest(image: np.ndarray) -> bytes:
+    """Return a hash of an image's pixels, by which the same image is found again in another file."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
+def file_md5(file: Path) -> str:
+    """Return a file's md5, as tables of public data sets list it (for integrity, not for security)."""
+    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def require_all(problems: Iterable[str], *, total: int, show: int = 5) -> None:
+    """Raise one ImageError that counts the problems found among `total` images and shows the first few."""
+    found = list(problems)
+    if not found:
+        return
+    first = " | ".join(found[:show])
+    more = f" | … {len(found) - show} more" if len(found) > show else ""
+    raise ImageError(f"{len(found)} of {total} images cannot be used: {first}{more}")
+
+
+def _read(file: Path) -> np.ndarray:
+    reader: Callable[[Path], np.ndarray] = _read_tiff if file.suffix.lower() in TIFF_SUFFIXES else _read_numpy
+    try:
+        size = file.stat().st_size
+    except OSError:
+        raise ImageError(f"{file}: no such file. Copy it there, or remove its row.") from None
+    if not file.is_file():
+        raise ImageError(f"{file}: is no file. Correct the path in the table.")
+    if size == 0:
+        raise ImageError(f"{file}: is empty (0 bytes). Copy it again.")
+    return reader(file)
+
+
+def _read_tiff(file: Path) -> np.ndarray:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            _require_whole(file, tiff)
+            return tiff.asarray()
+    except ImageError:
+        raise
+    # Damaged files make the decoders raise whatever they stumble over.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ImageError(f"{file}: cannot be decoded ({reason}); it is truncated or damaged. Copy it again.") from None
+
+
+def _require_whole(file: Path, tiff: Any) -> None:
+    """Refuse a file whose pixels end before their index says; some decoders would fill in zeros."""
+    size = file.stat().st_size
+    for page in tiff.pages:
+        ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if max(ends, default=0) > size:
+            raise ImageError(f"{file}: is truncated ({size} bytes, its index needs {max(ends)}). Copy it again.")
+        if any(count == 0 for count in page.databytecounts):
+            raise ImageError(f"{file}: holds a strip or tile without data. Copy it again.")
+
+
+def _read_numpy(file: Path) -> np.ndarray:
+    if file.suffix.lower() != ".npy":
+        raise ImageError(f"{file}: is neither TIFF (.tif, .tiff) nor .npy. Convert it.")
+    try:
+        loaded: np.ndarray = np.load(file, allow_pickle=False)
+        return loaded
+    except (ValueError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ImageError(f"{file}: is no whole .npy array of numbers ({reason}). Copy it again.") from None
+
+
+def _checked(file: Path, image: np.ndarray, full_scale: int) -> Counts:
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{file}: type {image.dtype}, expected uint8 or uint16. Convert it without rescaling.")
+    if 0 in image.shape:
+        raise ImageError(f"{file}: shape {image.shape} holds no pixel. Copy it again.")
+    largest = int(image.max())
+    if largest > full_scale:
+        raise ImageError(
+            f"{file}: a count of {largest} above the full scale {full_scale}. Correct bits in the manifest."
+        )
+    return image.astype(image.dtype.newbyteorder("="), copy=False)

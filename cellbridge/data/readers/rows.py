@@ -1,0 +1,52 @@
+"""What a reader gives: one row per image set, with its metadata as strings and its checked paths."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One field of view, or one ready-made crop.
+
+    Parameters
+    ----------
+    metadata : `Metadata_*` → text.
+    images : channel → file; for a crop, which holds all channels, the one key "".
+    where : table and row, for messages.
+    digests : key of `images` → the md5 that the table gives.
+    """
+
+    metadata: dict[str, str]
+    images: dict[str, Path]
+    where: str
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plate(self) -> str:
+        return self.metadata["Metadata_Plate"]
+
+    @property
+    def well(self) -> str:
+        return self.metadata["Metadata_Well"]
+
+    @property
+    def site(self) -> str:
+        return self.metadata["Metadata_Site"]
+
+    @property
+    def place(self) -> str:
+        """`plate 27481 well B02 site 3`, for messages."""
+        return f"plate {self.plate} well {self.well} site {self.site}"
+
+
+def natural(text: str) -> tuple[int, int, str]:
+    """Return a sorting key that puts numbers in the order of their values, before other texts."""
+    return (0, int(text), text) if text.isdecimal() else (1, 0, text)
+
+
+def in_order(rows: Iterable[ImageRow]) -> list[ImageRow]:
+    """Return rows by plate, well, site and cell, then as the tables had them."""
+    return sorted(
+        rows, key=lambda row: (row.plate, row.well, natural(row.site), natural(row.metadata.get("Metadata_Cell", "")))
+    )
