@@ -28,7 +28,7 @@ class Contents:
     obs: pd.DataFrame
     counts: Batches
     masks: Batches | None
-    x_T: Batches | None  # noqa: N815
+    x_T: Batches | None
 
 
 def write(

@@ -1,0 +1,119 @@
+"""Train and test: plates or wells held out whole, never cells, and a refusal where the two sides share anything."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from cellbridge.errors import ConfigError, LeakError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+TRAIN = "train"
+TEST = "test"
+
+_KEYS = {
+    "cell": ("Metadata_Cell",),
+    "field": ("Metadata_Plate", "Metadata_Well", "Metadata_Site"),
+    "well": ("Metadata_Plate", "Metadata_Well"),
+    "plate": ("Metadata_Plate",),
+}
+
+
+def assign(obs: "pd.DataFrame", *, by: Literal["plate", "well"], test: Sequence[str]) -> "pd.Series":
+    """Return the Metadata_Split column: "test" for the plates or wells named, "train" for all others.
+
+    Parameters
+    ----------
+    obs : one row per cell, with Metadata_Plate and Metadata_Well.
+    by : what is held out whole.
+    test : plates; or wells, as "B03" (on every plate) or "PLATE/B03".
+
+    Raises
+    ------
+    ConfigError : a plate or well that the data does not hold.
+    """
+    import pandas as pd
+
+    plates = obs["Metadata_Plate"].astype(str)
+    names = [plates]
+    if by == "well":
+        wells = obs["Metadata_Well"].astype(str)
+        names = [wells, plates + "/" + wells]
+    known = {name for column in names for name in column.unique()}
+    unknown = next((name for name in test if name not in known), None)
+    if unknown is not None:
+        raise ConfigError(f'split.test: {by} "{unknown}" is not in the data.{did_you_mean(str(unknown), known)}')
+    held_out = names[0].isin(list(test))
+    for column in names[1:]:
+        held_out |= column.isin(list(test))
+    return pd.Series(held_out.map({True: TEST, False: TRAIN}), index=obs.index, name="Metadata_Split", dtype=object)
+
+
+def check_disjoint(
+    obs_a: "pd.DataFrame",
+    obs_b: "pd.DataFrame",
+    *,
+    by: Literal["plate", "well"] = "well",
+    sides: tuple[str, str] = (TRAIN, TEST),
+    hashes: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> None:
+    """Refuse two tables of cells that share a cell, an image, a field or a well; or a plate, where plates are held out.
+
+    Parameters
+    ----------
+    obs_a, obs_b : one row per cell, with Metadata_Cell, _Plate, _Well and _Site.
+    by : what must not be on both sides.
+    sides : what the tables are, for the message.
+    hashes : `image_hashes` of both, in the order of their rows: the same image under two names is found by its bytes.
+
+    Raises
+    ------
+    LeakError : naming the first pair of cells and the narrowest thing that they share.
+    """
+    for what in ("cell", "field", "well", "plate")[: 4 if by == "plate" else 3]:
+        pair = _first_shared(list(_keys(obs_a, what)), list(_keys(obs_b, what)))
+        if pair is not None:
+            where = ", ".join(
+                f'{name.removeprefix("Metadata_").lower()} "{obs_a[name].iloc[pair[0]]}"' for name in _KEYS[what]
+            )
+            raise LeakError(
+                f"the same {what} is in {sides[0]} and in {sides[1]}: {where} ({_cells(obs_a, obs_b, pair)}). "
+                f"Hold out whole {by}s (split.by: {by}) and prepare the store again."
+            )
+    pair = None if hashes is None else _first_shared(*hashes)
+    if pair is not None:
+        raise LeakError(
+            f"the same image, byte for byte, is in {sides[0]} and in {sides[1]}: {_cells(obs_a, obs_b, pair)}. "
+            "Remove one of the two from the data set's table and prepare the store again."
+        )
+
+
+def image_hashes(counts: "np.ndarray") -> list[str]:
+    """Return one hash per image (cell, channel, y, x) of counts; "" for an image of one value, which says nothing."""
+    import numpy as np
+
+    hashes = []
+    for image in counts:
+        plain = np.ascontiguousarray(image)
+        constant = not plain.size or bool((plain == plain.flat[0]).all())
+        hashes.append("" if constant else hashlib.blake2b(plain.tobytes(), digest_size=16).hexdigest())
+    return hashes
+
+
+def _keys(obs: "pd.DataFrame", what: str) -> Iterator[str]:
+    yield from ("\x1f".join(row) for row in zip(*(obs[name].astype(str) for name in _KEYS[what]), strict=True))
+
+
+def _first_shared(a: Sequence[str], b: Sequence[str]) -> tuple[int, int] | None:
+    first_in_a = {key: index for index, key in reversed(list(enumerate(a))) if key}
+    return next(((first_in_a[key], index) for index, key in enumerate(b) if key in first_in_a), None)
+
+
+def _cells(obs_a: "pd.DataFrame", obs_b: "pd.DataFrame", pair: tuple[int, int]) -> str:
+    described = []
+    for obs, row in zip((obs_a, obs_b), pair, strict=True):
+        cell = obs.iloc[row]
+        described.append(f'cell "{cell["Metadata_Cell"]}" of {cell["Metadata_Plate"]} {cell["Metadata_Well"]}')
+    return " and ".join(described)
