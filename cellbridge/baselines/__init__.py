@@ -1,0 +1,1 @@
+"""Translators that every model must beat."""
