@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from cellbridge.errors import RunError
+from cellbridge.progress import Bar, bar
 from cellbridge.runs import RunDir, write_text
 
 
@@ -90,18 +90,23 @@ def show(
     with ExitStack() as stack:
         stack.callback(getattr(events, "close", lambda: None))  # an error below must not leave the run locked
         journal: _Journal | None = None
-        bar: _Bar | _Lines | None = None
+        shown: Bar | None = None
+        done = 0
         for event in events:
             if isinstance(event, Started) and event.main_process:
                 journal = stack.enter_context(_Journal.opened(run, after_step=event.step))
-                bar = stack.enter_context(_progress(description, total=total, done=event.step))
                 for text in event.warnings:
-                    bar.say(f"WARNING: {text}")
+                    sys.stderr.write(f"WARNING: {text}\n")
+                shown = stack.enter_context(bar(description, total=total, unit="steps"))
+                shown.start_at(event.step)
+                done = event.step
             if isinstance(event, Logged):
                 values = with_logarithms(event.values)
                 values["images_per_second"] = images_per_step / values.pop("seconds_per_step")
-                if bar is not None:
-                    bar.advance(event.step, values)
+                if shown is not None:
+                    figures = f"loss {values['loss']:.4g} · peak {values['memory_gib']:.2f} GiB"
+                    shown.advance(event.step - done, rate_per_unit=images_per_step, rate_unit="images", detail=figures)
+                done = event.step
                 event = Logged(event.step, values)
             if journal is not None:
                 journal.write(event)
@@ -180,65 +185,3 @@ class _Journal:
             entry["checkpoint"] = event.path.name
         self._lines.write(json.dumps(entry, allow_nan=False) + "\n")
         self._lines.flush()
-
-
-@contextmanager
-def _progress(description: str, *, total: int, done: int) -> Iterator["_Bar | _Lines"]:
-    if not sys.stderr.isatty():
-        yield _Lines(description, total)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        yield _Bar(progress, progress.add_task(description, total=total, completed=done, figures=""))
-
-
-class _Bar:
-    """A live bar, for a terminal."""
-
-    def __init__(self, progress: Any, task: Any):
-        self._progress = progress
-        self._task = task
-
-    def advance(self, step: int, values: Mapping[str, float]) -> None:
-        self._progress.update(self._task, completed=step, figures=_figures(values))
-
-    def say(self, text: str) -> None:
-        self._progress.console.print(text, style="yellow", highlight=False)
-
-
-class _Lines:
-    """One line every ten seconds, for a log file."""
-
-    def __init__(self, description: str, total: int):
-        self._description = description
-        self._total = total
-        self._last = -math.inf
-        self._began: tuple[int, float] | None = None
-
-    def advance(self, step: int, values: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if self._began is None:
-            self._began = (step, now)
-        if now - self._last < 10 and step < self._total:
-            return
-        self._last = now
-        first, began = self._began
-        left = (now - began) / (step - first) * (self._total - step) if step > first else None
-        ending = "" if left is None else f" · {left / 60:.1f} min left"
-        self.say(f"{self._description}: step {step}/{self._total} · {_figures(values)}{ending}")
-
-    def say(self, text: str) -> None:
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
-
-
-def _figures(values: Mapping[str, float]) -> str:
-    return f"loss {values['loss']:.4g} · {values['images_per_second']:.0f} images/s · {values['memory_gib']:.2f} GiB"

@@ -92,6 +92,6 @@ def test_lines_for_a_log_file_carry_loss_speed_memory_and_warnings(tmp_path, cap
     written = capsys.readouterr().err
     assert "WARNING: " in written
     assert "ema.safetensors" in written
-    assert "step 24/24" in written
+    assert "24/24 steps" in written
     assert "images/s" in written
     assert "GiB" in written

@@ -62,11 +62,11 @@ def test_accumulation_equals_the_big_batch(tmp_path):
         return nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Linear(16, 1))
 
     results = []
-    for name, batches, accumulation in (("big", whole_batch, 1), ("micro", data, 2)):
+    for name, source, accumulation in (("big", whole_batch, 1), ("micro", data, 2)):
         net = module()
         list(
             events(
-                tmp_path / name, module=net, loss=plain, batches=batches, accumulation=accumulation, learning_rate=1e-3
+                tmp_path / name, module=net, loss=plain, batches=source, accumulation=accumulation, learning_rate=1e-3
             )
         )
         results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))

@@ -1,0 +1,306 @@
+"""`cellbridge train-classifier`: which condition a real cell was under; its features are also the offline extractor."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from cellbridge.conditions import resolve
+from cellbridge.config import Section, TrainingConfig, binding, dump
+from cellbridge.data.store import StoreInfo, describe
+from cellbridge.errors import CheckpointError, ConditionError, StoreError
+from cellbridge.runs import RunDir, begin, fingerprint, publish_directory, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from cellbridge.data.store import Store
+    from cellbridge.networks.classifier import Classifier
+    from cellbridge.training.loop import Batches, LossOutput
+
+_NOT_BINDING = {"store", "training", "held_out", "resume", "device", "init_from"}
+_RESAMPLES = 1000
+_CELLS_AT_ONCE = 1024
+
+
+class Config(Section):
+    """Settings of `train-classifier`."""
+
+    store: Path
+    conditions: tuple[str, ...] | None = None
+    """Which to tell apart, beside the control; None takes all that the store holds."""
+    plates: tuple[str, ...] | None = None
+    """Train on these plates only; None takes every plate of the split."""
+    split: str | None = "train"
+    held_out: str | None = "test"
+    """The split whose real cells it is judged on afterwards; None judges nothing."""
+    widths: tuple[PositiveInt, ...] = (16, 32, 64, 64)
+    balance: Literal["sampling", "weights", "none"] = "sampling"
+    """How rare conditions are made up for: cells drawn more often, or weighted in the loss, by effective number of samples."""
+    beta: float = Field(default=0.9999, ge=0.0, le=1.0)
+    """Of the effective number (1 - beta^n) / (1 - beta); 1 makes all conditions alike, 0 changes nothing."""
+    augment: bool = True
+    gain_jitter: float = Field(default=0.1, ge=0.0)
+    """Standard deviation of the logarithm of a random gain per image and channel (on [0, 2] above the darkest value)."""
+    offset_jitter: float = Field(default=0.05, ge=0.0)
+    """Standard deviation of a random offset per image and channel."""
+    training: TrainingConfig = TrainingConfig(
+        steps=800, batch_size=64, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.99, checkpoint_every=400
+    )
+    resume: str = "auto"
+    init_from: Path | None = None
+    """A classifier's run or model directory whose weights it starts from."""
+    device: str = "auto"
+
+
+def run(config: Config, *, out: Path) -> dict[str, Any]:
+    """Train the classifier, publish it under `out/model`, and judge it on real cells that were held out.
+
+    Raises
+    ------
+    ConditionError, StoreError : a condition, plate or split that the store does not hold.
+    LeakError : a well is on both sides.
+    """
+    info = describe(config.store)
+    names = _conditions(config, info)
+
+    from cellbridge.data import splits
+    from cellbridge.data.store import open_store
+    from cellbridge.networks.classifier import build_classifier, extractor_name
+    from cellbridge.runtime import pick_device
+
+    device = pick_device(config.device)
+    store = open_store(config.store)
+    rows = _rows(store, config, names, split=config.split, plates=config.plates)
+    held_out = None if config.held_out is None else _rows(store, config, names, split=config.held_out, plates=None)
+    if held_out is not None:
+        splits.check_disjoint(store.obs.iloc[rows], store.obs.iloc[held_out])
+    run_dir = RunDir(out)
+    classifier = build_classifier(
+        channels=len(info.channels), conditions=len(names), widths=config.widths, seed=config.training.seed
+    ).to(device)
+    starting = {} if config.init_from is None else _start_from(classifier, config.init_from)
+    inputs = begin(run_dir, config=dump(config), seed=config.training.seed, inputs={"store": config.store})
+    identity = inputs | starting | binding(config, exclude=_NOT_BINDING)
+    _train(classifier, store, rows, config=config, names=names, run_dir=run_dir, identity=identity, device=device)
+    plates = sorted(set(store.plates[rows]))
+    _publish(classifier, run_dir, info=info, names=names, plates=plates, store_sha256=inputs["store"])
+    metrics: dict[str, Any] = {"extractor": extractor_name(run_dir.model), "conditions": names, "n_train": len(rows)}
+    if held_out is not None:
+        metrics["held_out"] = _judge(classifier, store, held_out, names=names, seed=config.training.seed)
+    write_json(run_dir.metrics, metrics)
+    return _summary(run_dir, metrics, n=len(rows)) | {"sha256": fingerprint(out)}
+
+
+def _conditions(config: Config, info: StoreInfo) -> list[str]:
+    """Return the control and the conditions to tell from it, by name."""
+    control = resolve(info.control, info.conditions)
+    wanted = info.conditions
+    if config.conditions is not None:
+        wanted = tuple(resolve(text, info.conditions, aliases=info.aliases) for text in config.conditions)
+    names = list(dict.fromkeys([control.name, *(condition.name for condition in wanted)]))
+    if len(names) < 2:
+        raise ConditionError(
+            f"{config.store}: holds {names} only; a classifier needs the control and another condition."
+        )
+    return names
+
+
+def _rows(
+    store: "Store", config: Config, names: list[str], *, split: str | None, plates: Sequence[str] | None
+) -> "np.ndarray":
+    rows = store.select(split=split, conditions=names, plates=plates)
+    absent = [name for name in names if name not in set(store.condition_names[rows])]
+    if absent:
+        raise StoreError(
+            f'{config.store}: no cell of "{absent[0]}" in split {split!r} on {list(plates) if plates else "any plate"}. '
+            "Choose other conditions, plates or splits."
+        )
+    return rows
+
+
+def _start_from(classifier: "Classifier", path: Path) -> dict[str, str]:
+    from cellbridge.networks.classifier import load_classifier_directory, load_strictly, weights_sha256
+
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: is a file; give a run or model directory (safetensors only, pickles are never opened)."
+        )
+    directory = RunDir(path).require_model() if (path / "model").is_dir() else path
+    given, _ = load_classifier_directory(directory)
+    load_strictly(classifier, given.state_dict(), where=directory)
+    return {"init_from": weights_sha256(directory)}
+
+
+def _train(
+    classifier: "Classifier",
+    store: "Store",
+    rows: "np.ndarray",
+    *,
+    config: Config,
+    names: list[str],
+    run_dir: RunDir,
+    identity: dict[str, str],
+    device: "torch.device",
+) -> None:
+    """Fit the classifier and leave the averaged weights in it."""
+    import torch
+
+    from cellbridge.data import balance
+    from cellbridge.data.dataset import BatchSource, CellData
+    from cellbridge.training import ema
+    from cellbridge.training.events import show
+    from cellbridge.training.loop import fit
+
+    index = {name: i for i, name in enumerate(names)}
+    labels = torch.tensor([index[name] for name in store.condition_names[rows]])
+    weights = balance.sample_weights(labels, beta=config.beta)
+    source = BatchSource(
+        CellData.load(store, rows, labels=labels, device=device),
+        batch_size=config.training.batch_size,
+        accumulation=config.training.accumulation,
+        seed=config.training.seed,
+        augment=config.augment,
+        sampling=weights if config.balance == "sampling" else None,
+        weights=weights if config.balance == "weights" else None,
+    )
+    events = fit(
+        classifier,
+        _cross_entropy,
+        _jittered(source, config) if config.augment else source,
+        config=config.training,
+        run=run_dir,
+        identity=identity,
+        device=device,
+        resume=config.resume if config.resume in ("auto", "never") else Path(config.resume),  # type: ignore[arg-type]
+    )
+    finished = show(
+        events,
+        run=run_dir,
+        description="train-classifier",
+        total=config.training.steps,
+        images_per_step=config.training.batch_size,
+    )
+    ema.load(classifier, finished.ema)
+
+
+def _cross_entropy(network: "torch.nn.Module", batch: Any) -> "LossOutput":
+    """Weighted mean over the batch of -log p(condition | image)."""
+    import torch
+    from torch.nn import functional
+
+    from cellbridge.training.loop import LossOutput
+
+    logits = network(batch.images)
+    losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+    hits = logits.argmax(dim=1) == batch.labels
+    count = torch.ones_like(losses).sum()
+    return LossOutput((losses * batch.weights).mean(), {"accuracy": (hits.sum(), count)})
+
+
+def _jittered(source: "Batches", config: Config) -> "Batches":
+    """Vary gain and offset of each channel, as plates do: y = (x + 1) exp(a) + b - 1, a and b normal, by (seed, step, micro-batch)."""
+    from dataclasses import replace
+
+    import torch
+
+    from cellbridge.runtime import generator
+
+    def batches(step: int, micro: int) -> Any:
+        batch = source(step, micro)
+        images = batch.images
+        draw = generator(images.device, "intensity jitter", config.training.seed, step, micro)
+        normal = torch.randn((2, *images.shape[:2], 1, 1), generator=draw, device=images.device)
+        gain, offset = (config.gain_jitter * normal[0]).exp(), config.offset_jitter * normal[1]
+        return replace(batch, images=(images + 1) * gain + offset - 1)
+
+    return batches
+
+
+def _publish(
+    classifier: "Classifier",
+    run_dir: RunDir,
+    *,
+    info: StoreInfo,
+    names: list[str],
+    plates: list[str],
+    store_sha256: str,
+) -> None:
+    from cellbridge.networks.classifier import save_classifier
+
+    card = {
+        "kind": "classifier",
+        "channels": list(info.channels),
+        "size_px": info.size_px,
+        "conditions": names,
+        "plates": plates,
+        "store_sha256": store_sha256,
+        "network": classifier.settings,
+    }
+    with publish_directory(run_dir.model, manifest={"kind": "classifier"}) as directory:
+        save_classifier(classifier, directory, card=card)
+
+
+def _judge(
+    classifier: "Classifier", store: "Store", rows: "np.ndarray", *, names: list[str], seed: int
+) -> dict[str, Any]:
+    """Return accuracy, balanced accuracy, confusion and, per condition, recall and AUC against the control, with n and intervals."""
+    import numpy as np
+
+    from cellbridge.metrics import classification
+    from cellbridge.metrics.intervals import blocks_of, share
+
+    labels = np.array([names.index(name) for name in store.condition_names[rows]])
+    logits = _logits(classifier, store, rows).numpy()
+    predicted = logits.argmax(axis=1)
+    columns = (store.obs[f"Metadata_{key}"].to_numpy(dtype=object)[rows] for key in ("Plate", "Well", "Site"))
+    blocks = blocks_of(*columns)
+    draws = {"resamples": _RESAMPLES, "seed": seed}
+    of_control = np.flatnonzero(labels == 0)
+    per_condition = {}
+    for target, name in enumerate(names):
+        own = np.flatnonzero(labels == target)
+        entry = {"n": len(own), "recall": share(predicted[own] == target, blocks.take(own), **draws).to_dict()}
+        if target:
+            odds = classification.log_odds(logits, target, 0)
+            sides = (blocks.take(own), blocks.take(of_control))
+            entry["auc_against_control"] = classification.auc_estimate(
+                odds[own], odds[of_control], sides, **draws
+            ).to_dict()
+        per_condition[name] = entry
+    return {
+        "n": len(rows),
+        "plates": sorted(set(store.plates[rows])),
+        "accuracy": share(predicted == labels, blocks, **draws).to_dict(),
+        "balanced_accuracy": classification.balanced_accuracy(predicted, labels, blocks, **draws).to_dict(),
+        "chance": 1 / len(names),
+        "confusion": classification.confusion(predicted, labels, conditions=len(names)).tolist(),
+        "per_condition": per_condition,
+    }
+
+
+def _logits(classifier: "Classifier", store: "Store", rows: "np.ndarray") -> "Tensor":
+    import torch
+
+    from cellbridge.networks.classifier import logits_of
+
+    parts = [rows[i : i + _CELLS_AT_ONCE] for i in range(0, len(rows), _CELLS_AT_ONCE)]
+    return torch.cat([logits_of(classifier, torch.from_numpy(store.images(part))) for part in parts])
+
+
+def _summary(run_dir: RunDir, metrics: dict[str, Any], *, n: int) -> dict[str, Any]:
+    summary: dict[str, Any] = {"model": str(run_dir.model), "extractor": metrics["extractor"], "cells": n}
+    held_out = metrics.get("held_out")
+    if held_out is not None:
+        summary["held-out cells"] = held_out["n"]
+        summary["balanced accuracy"] = round(held_out["balanced_accuracy"]["value"], 4)
+        aucs = {
+            name: round(entry["auc_against_control"]["value"], 4)
+            for name, entry in held_out["per_condition"].items()
+            if "auc_against_control" in entry
+        }
+        summary["AUC against the control"] = aucs
+    return summary
