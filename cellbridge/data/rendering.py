@@ -36,6 +36,7 @@ class Cells:
     outline : (n, 4, 2), amplitude and phase of the outline's harmonics 2 to 5.
     nucleus : (n, 4), offset x and y from the centre, elongation, orientation.
     expression : (n, channel), amount of each stain relative to the average cell.
+    clone : (n,), index of the first cell of each cell's colony: cells that touch come from one mother and share their chance.
     seed : (n,), draws the layout of organelles and the textures.
     """
 
@@ -48,6 +49,7 @@ class Cells:
     outline: Floats
     nucleus: Floats
     expression: Floats
+    clone: NDArray[np.int64]
     seed: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -128,7 +130,7 @@ def render_cells(anatomy: Anatomy, strength: Floats) -> Floats:
     """
     cells = anatomy.cells
     nucleus, actin, mitochondria, er, rna = np.moveaxis(strength[:, :, None, None].astype(np.float32), 1, 0)
-    radius = 4.9 * cells.dna ** (1 / 3) * cells.size**0.5 * (1.0 - 0.34 * strength[:, 0])
+    radius = 5.3 * cells.dna ** (1 / 3) * cells.size**0.5 * (1.0 - 0.4 * strength[:, 0])
     outside = _outside_nucleus(anatomy, radius)
     inside_nucleus = np.clip(0.5 - outside, 0.0, 1.0)
     inside_cell = np.clip(anatomy.depth / 1.5 + 0.5, 0.0, 1.0) * anatomy.territory
@@ -136,7 +138,7 @@ def render_cells(anatomy: Anatomy, strength: Floats) -> Floats:
     spots = _nucleoli(anatomy, radius)
     profiles = {
         "DNA": _dna(anatomy, inside_nucleus, spots, nucleus),
-        "ER": _er(anatomy, outside, cytoplasm, er) + 0.12 * inside_nucleus,
+        "ER": _er(anatomy, outside, cytoplasm, er) + 0.2 * inside_nucleus,
         "RNA": _rna(anatomy, outside, cytoplasm, inside_nucleus, spots, rna),
         "AGP": _agp(anatomy, cytoplasm, inside_nucleus, actin),
         "Mito": _mito(anatomy, outside, cytoplasm, mitochondria),
@@ -191,13 +193,13 @@ def _draw_layout(cells: Cells) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         )
         nucleoli[index] = np.stack([reach * np.cos(angle), reach * np.sin(angle), weight], axis=1)
         side = random.uniform(0, 2 * np.pi) + random.normal(0, 0.45, _N_GOLGI)
-        distance = 5.6 * cells.dna[index] ** (1 / 3) * cells.size[index] ** 0.5 + random.uniform(0.6, 2.2, _N_GOLGI)
+        distance = 6.0 * cells.dna[index] ** (1 / 3) * cells.size[index] ** 0.5 + random.uniform(0.6, 2.2, _N_GOLGI)
         golgi[index] = np.stack([distance * np.cos(side), distance * np.sin(side)], axis=1)
         even = np.arange(_N_BEADS) + random.uniform(-0.3, 0.3, _N_BEADS)
         beads[index] = np.stack(
             [2 * np.pi * even / _N_BEADS + random.uniform(0, 7), random.gamma(4, 0.25, _N_BEADS)], axis=1
         )
-        start, reach = random.uniform(0, 2 * np.pi, _N_FILAMENTS), 5.4 + random.exponential(2.2, _N_FILAMENTS)
+        start, reach = random.uniform(0, 2 * np.pi, _N_FILAMENTS), 5.8 + random.exponential(2.2, _N_FILAMENTS)
         heading = start + np.pi / 2 + random.normal(0, 0.8, _N_FILAMENTS)
         turns = heading[:, None] + np.cumsum(random.normal(0, 0.35, (_N_FILAMENTS, _N_LINKS)), axis=1)
         walk = np.cumsum(np.stack([np.cos(turns), np.sin(turns)], axis=2), axis=1) * 0.95
@@ -271,11 +273,11 @@ def _dna(anatomy: Anatomy, inside: Floats, spots: Floats, strength: Floats) -> F
 def _er(anatomy: Anatomy, outside: Floats, cytoplasm: Floats, strength: Floats) -> Floats:
     """A net that thins out from the nuclear envelope; expanded, it fills the cell and swells into coarse sacs."""
     fine, coarse = _smooth(anatomy.texture[1], 0.9), _smooth(anatomy.texture[1], 1.9)
-    net = 0.55 + 0.9 * np.exp(-((fine / 0.6) ** 2))
-    sacs = 0.25 + 1.5 / (1.0 + np.exp(-3.0 * coarse))
+    net = (0.55 + 0.9 * np.exp(-((fine / 0.6) ** 2))) * np.clip(1.0 + 0.3 * coarse, 0.2, 2.0)
+    sacs = 0.35 + 1.3 / (1.0 + np.exp(-3.0 * coarse))
     reach = 3.6 + 9.0 * strength
     fall = 0.16 + np.exp(-np.maximum(outside, 0.0) / reach) * (
-        1.0 - 0.75 * strength * np.exp(-np.maximum(outside, 0.0) / 2.0)
+        1.0 - 0.85 * strength * np.exp(-np.maximum(outside, 0.0) / 3.0)
     )
     return np.asarray(cytoplasm * fall * ((1.0 - strength) * net + strength * sacs), np.float32)
 
@@ -286,7 +288,7 @@ def _rna(
     """Cytoplasmic RNA and bright nucleoli; on loss the nucleoli go and the nucleus empties."""
     fall = 0.2 + np.exp(-np.maximum(outside, 0.0) / (4.6 + 4.0 * strength))
     grain = 1.0 + 0.2 * _smooth(anatomy.texture[2], 1.0)
-    nuclear = 0.75 * (1.0 - 0.75 * strength) + 2.4 * (1.0 - strength) * spots
+    nuclear = 0.75 * (1.0 - 0.85 * strength) + 2.4 * (1.0 - strength) * spots
     return np.asarray(cytoplasm * fall * np.maximum(grain, 0.2) + inside * nuclear, np.float32)
 
 
@@ -295,8 +297,9 @@ def _agp(anatomy: Anatomy, cytoplasm: Floats, inside: Floats, strength: Floats) 
     cells = anatomy.cells
     turn = cells.orientation[:, None, None]
     across = anatomy.grid[1] * np.cos(turn) - anatomy.grid[0] * np.sin(turn)
-    warp = 1.6 * _smooth(anatomy.texture[2], 2.5)
+    warp, thick = 2.2 * _smooth(anatomy.texture[2], 2.5), _smooth(anatomy.texture[0], 2.2)
     fibres = (0.5 + 0.5 * np.cos(2 * np.pi * across / 3.6 + warp + cells.seed[:, None, None] % 7)) ** 2
+    fibres = fibres * np.clip(0.55 + 0.6 * thick, 0.0, 2.0)
     cortex = np.exp(-(((anatomy.depth - 1.2) / 1.3) ** 2))
     angle, weight = anatomy.beads[..., 0], anatomy.beads[..., 1]
     sunk = strength[:, :, 0]
@@ -305,7 +308,7 @@ def _agp(anatomy: Anatomy, cytoplasm: Floats, inside: Floats, strength: Floats) 
     middle = np.stack([cells.x - anatomy.corner[:, 1], cells.y - anatomy.corner[:, 0]], axis=1)[:, None]
     beads = _splat(at_centre + middle, weight, 1.0 + 0.25 * sunk)
     golgi = _splat(_centre(anatomy, anatomy.golgi), np.ones(anatomy.golgi.shape[:2], np.float32), 1.0)
-    actin = (1.0 - 0.95 * strength) * (0.9 * cortex + 0.45 * fibres) + (2.5 + 9.0 * strength) * beads
+    actin = (1.0 - 0.95 * strength) * (0.9 * cortex + 0.45 * fibres) + (3.5 + 8.0 * strength) * beads
     return np.asarray(
         cytoplasm * (0.28 + actin + 3.2 * golgi) + inside * (0.3 + 0.15 * fibres * (1.0 - strength)), np.float32
     )
@@ -317,7 +320,7 @@ def _mito(anatomy: Anatomy, outside: Floats, cytoplasm: Floats, strength: Floats
     amount = strength[:, :, :, None]
     halves = anatomy.filaments.reshape(n, _N_FILAMENTS, 2, links // 2, 2).mean(axis=3).repeat(links // 2, axis=2)
     placed = anatomy.filaments + 0.9 * amount * (halves - anatomy.filaments)
-    placed = placed * (1.0 + 0.38 * amount)
+    placed = placed * (1.0 + 0.5 * amount)
     points = _centre(anatomy, placed.reshape(n, -1, 2))
     grains = _splat(points, np.ones(points.shape[:2], np.float32), 0.72 + 0.2 * strength[:, :, 0])
     haze = 0.05 + 0.12 * np.exp(-np.maximum(outside, 0.0) / 4.0)

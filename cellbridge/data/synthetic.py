@@ -10,7 +10,7 @@ best predictor of a cell's image under squared error is p · responding + (1 - p
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -21,6 +21,8 @@ from scipy.ndimage import gaussian_filter
 from cellbridge.conditions import Condition
 from cellbridge.data.rendering import CHANNELS, MECHANISMS, Anatomy, Cells, Floats, assemble, dissect, render_cells
 from cellbridge.errors import ConditionError, did_you_mean
+
+Sums = dict[str, NDArray[np.float64]]
 
 FULL_SCALE = 65535
 PIXEL_UM = 1.2
@@ -55,8 +57,8 @@ class Compound:
 
 COMPOUNDS: Mapping[str, Compound] = MappingProxyType(
     {
-        "taxol": Compound(nucleus=1.0, mitochondria=0.8, rna=0.5, er=0.3, loss=0.12, ec50_um=0.08),
-        "latrunculin": Compound(actin=1.0, nucleus=0.45, er=0.6, loss=0.06, ec50_um=0.1),
+        "taxol": Compound(nucleus=1.0, mitochondria=0.8, rna=0.9, er=0.6, loss=0.12, ec50_um=0.08),
+        "latrunculin": Compound(actin=1.0, nucleus=0.6, er=0.8, mitochondria=0.4, loss=0.06, ec50_um=0.1),
         "rotenone": Compound(mitochondria=1.0, rna=0.4, actin=0.2, loss=0.1, ec50_um=0.1),
         "tunicamycin": Compound(er=1.0, rna=0.8, nucleus=0.2, loss=0.08, ec50_um=0.5),
     }
@@ -111,24 +113,42 @@ def draw_plate(name: str, random: np.random.Generator) -> Plate:
 
 
 def draw_cells(random: np.random.Generator, *, number: int, field_px: int) -> Cells:
-    """Draw the cells of one field; every other one settles beside an earlier one, so that some touch."""
-    x, y = _draw_positions(random, number=number, field_px=field_px)
+    """Draw the cells of one field, in colonies of one to three that touch; fewer than `number` where the field is full."""
+    x, y, clone = _settle(random, number=number, field_px=field_px)
     n = len(x)
     phase = -np.log2(1.0 - random.uniform(0.0, 0.5, n))  # twice as many newborn cells as dividing ones
     size = np.exp(random.normal(0.0, 0.09, n)) * (0.94 + 0.16 * phase)
-    elongation = np.abs(random.normal(0.1, 0.07, n))
+    elongation = np.abs(random.normal(0.12, 0.08, n))
     orientation = random.uniform(0.0, np.pi, n)
-    outline = np.stack([random.normal(0.0, 0.05, (n, 4)), random.uniform(0.0, 2 * np.pi, (n, 4))], axis=2)
+    amplitude = random.normal(0.0, 1.0, (n, 4)) * np.array([0.05, 0.05, 0.03, 0.02])
+    outline = np.stack([amplitude, random.uniform(0.0, 2 * np.pi, (n, 4))], axis=2)
     offset = random.normal(0.0, 0.9, (n, 2))
     nucleus = [offset[:, 0], offset[:, 1], random.uniform(0.03, 0.18, n), orientation + random.normal(0.0, 0.4, n)]
     expression = np.exp(random.normal(0.0, 0.12, (n, 1)) + random.normal(0.0, 0.2, (n, len(CHANNELS))))
     expression[:, 0] = np.exp(random.normal(0.0, 0.06, n))
     return Cells(
-        *(a.astype(np.float32) for a in (x, y, phase, size, orientation, elongation, outline)),
+        x=x.astype(np.float32),
+        y=y.astype(np.float32),
+        phase=phase.astype(np.float32),
+        size=size.astype(np.float32),
+        orientation=orientation.astype(np.float32),
+        elongation=elongation.astype(np.float32),
+        outline=outline.astype(np.float32),
         nucleus=np.stack(nucleus, axis=1).astype(np.float32),
         expression=expression.astype(np.float32),
+        clone=clone,
         seed=random.integers(0, 2**62, n),
     )
+
+
+def draw_chance(cells: Cells, random: np.random.Generator) -> NDArray[np.float64]:
+    """Draw what no model can know, (n, 2) in [0, 1): for the response, one draw per colony, and for the loss, one per cell.
+
+    Sisters sharing their fate keeps neighbours from giving away the condition of a cell that does not respond.
+    """
+    chance = random.random((len(cells), 2))
+    chance[:, 0] = chance[cells.clone, 0]
+    return chance
 
 
 def respond(cells: Cells, compound: Compound, dose_um: float, *, chance: NDArray[np.float64]) -> Response:
@@ -139,8 +159,8 @@ def respond(cells: Cells, compound: Compound, dose_um: float, *, chance: NDArray
 
     Parameters
     ----------
-    chance : (n, 2), uniform in [0, 1): for the response and for the loss. The same chance at two doses makes responders at
-        the lower dose responders at the higher one.
+    chance : (n, 2), from `draw_chance`. The same chance at two doses makes responders at the lower dose responders at the
+        higher one.
     """
     occupancy = compound.occupancy(dose_um)
     z_phase, z_size = (cells.phase - 0.44) / 0.29, (cells.size - 1.0) / 0.1
@@ -209,9 +229,7 @@ def expose(expected: Floats, plate: Plate, *, noise: np.random.Generator) -> NDA
     return np.clip(np.rint(counts), 0, FULL_SCALE).astype(np.uint16)
 
 
-def floor(
-    anatomy: Anatomy, response: Response, plate: Plate, source: Floats, responding: Floats
-) -> dict[str, NDArray[np.float64]]:
+def squared_errors(anatomy: Anatomy, response: Response, plate: Plate, *, source: Floats, responding: Floats) -> Sums:
     """Sum, over the cells that are not lost and their own pixels, the squared errors of three predictors that know the truth.
 
     Per pixel with d = responding - source (counts, after the plate's gain, without blur and noise):
@@ -219,7 +237,7 @@ def floor(
 
     Returns
     -------
-    "bayes", "copy", "respond": (channel,) sums; "pixels": () number of pixels.
+    "bayes", "copy", "respond": (channel,) sums; "pixels": (1,) number of pixels.
     """
     kept = ~response.lost
     own = (anatomy.depth > 0)[kept] & (anatomy.territory > 0.5)[kept]
@@ -228,26 +246,39 @@ def floor(
     p = response.probability[kept].astype(np.float64)
     weights = {"bayes": p * (1 - p), "copy": p, "respond": 1 - p}
     sums = {name: (weight[:, None] * per_cell).sum(axis=0) for name, weight in weights.items()}
-    return {**sums, "pixels": np.asarray(own.sum(), np.float64)}
+    return {**sums, "pixels": np.array([own.sum()], np.float64)}
 
 
-def _draw_positions(
+def rms_counts(sums: Sequence[Sums]) -> dict[str, dict[str, float]]:
+    """Return the root mean square error in counts, per predictor and channel, from the sums of many fields.
+
+    "bayes" is the floor: no model that sees the source cell has a smaller expected error.
+    """
+    pixels = max(float(sum(part["pixels"][0] for part in sums)), 1.0)
+    errors = {name: np.sqrt(sum(part[name] for part in sums) / pixels) for name in ("bayes", "copy", "respond")}
+    return {
+        name: {channel: round(float(value), 2) for channel, value in zip(CHANNELS, values, strict=True)}
+        for name, values in errors.items()
+    }
+
+
+def _settle(
     random: np.random.Generator, *, number: int, field_px: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw centres at least 18.5 px apart; gives fewer than `number` where the field is full."""
-    margin, apart = 9.0, 18.5
-    points: list[tuple[float, float]] = []
-    for _ in range(40 * number):
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Draw centres and colonies: sisters lie 20 to 26 px apart, cells of different colonies at least 29 px."""
+    margin, points, clone = 10.0, np.empty((0, 2)), np.empty(0, np.int64)
+    for _ in range(60 * number):
         if len(points) == number:
             break
-        if points and len(points) % 2:
-            near = points[int(random.integers(len(points)))]
-            angle, reach = random.uniform(0.0, 2 * np.pi), random.uniform(20.0, 27.0)
-            candidate = (near[0] + reach * np.cos(angle), near[1] + reach * np.sin(angle))
+        mother = int(random.integers(len(points))) if len(points) and random.random() < 0.4 else -1
+        if mother >= 0 and np.count_nonzero(clone == clone[mother]) < 3:
+            angle, reach = random.uniform(0.0, 2 * np.pi), random.uniform(20.0, 26.0)
+            point, colony = points[mother] + reach * np.array([np.cos(angle), np.sin(angle)]), int(clone[mother])
         else:
-            candidate = (random.uniform(margin, field_px - margin), random.uniform(margin, field_px - margin))
-        inside = all(margin <= c <= field_px - margin for c in candidate)
-        if inside and all(np.hypot(candidate[0] - a, candidate[1] - b) >= apart for a, b in points):
-            points.append(candidate)
-    x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    return x, y
+            point, colony = random.uniform(margin, field_px - margin, 2), len(points)
+        apart = np.where(clone == colony, 20.0, 29.0)
+        if np.all((point >= margin) & (point <= field_px - margin)) and np.all(
+            np.hypot(*(points - point).T) >= apart - 1e-9
+        ):
+            points, clone = np.vstack([points, point]), np.append(clone, colony)
+    return points[:, 0], points[:, 1], clone

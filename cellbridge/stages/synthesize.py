@@ -9,13 +9,12 @@ responds, or is lost, as chance had it. In `responding` every cell responds and 
 neighbours keep their outlines, so that nothing but a pixel of blur crosses from one cell into another.
 """
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from cellbridge import config as configuration
 from cellbridge.conditions import Condition
@@ -24,10 +23,8 @@ from cellbridge.errors import RunError
 from cellbridge.runs import MANIFEST, RunDir, publish_directory, read_manifest, write_json, write_provenance, write_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cellbridge.data.rendering import Cells
-    from cellbridge.data.synthetic import Compound, Plate, Response
+    from cellbridge.data.synthetic import Compound, Plate, Response, Sums
 
 _KIND = "synthetic plates"
 _PLATE_MAP = "synthetic-map-1"
@@ -47,18 +44,21 @@ class Config(Section):
     """Written compound@dose, in micromolar."""
     wells: tuple[PositiveInt, ...] = Field(default=(4, 3, 2, 1, 1), min_length=1)
     """Wells per plate of each condition, in the same order; the last number serves for the rest."""
-    compounds: dict[str, str] = {}
+    compounds: dict[str, str] = Field(default_factory=dict)
     """Further compound names → the compound of the generator that they act like."""
     sites: PositiveInt = 2
     field_px: int = Field(default=256, ge=64, le=4096)
-    cells_per_field: NonNegativeInt = 30
+    cells_per_field: PositiveInt = 30
     truth: bool = True
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        for name, values in (("plates", self.plates), ("conditions", self.conditions)):
+        slugs = [Condition.parse(text).slug for text in self.conditions]
+        for name, values in (("plates", self.plates), ("conditions", slugs)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} lists the same name twice")
+        if any(Condition.parse(text).compound == self.control for text in self.conditions):
+            raise ValueError(f'conditions: "{self.control}" is the control; its wells are control_wells')
         unknown = [plate for plate in self.test_plates or () if plate not in self.plates]
         if unknown:
             raise ValueError(f'test_plates: "{unknown[0]}" is not one of the plates ({", ".join(self.plates)})')
@@ -89,18 +89,35 @@ class _Study:
     config: Config
     folder: Path
     compounds: "dict[Condition, Compound]"
-    wells: tuple[tuple[str, Condition], ...]
+    wells: dict[str, Condition]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One field of view."""
+
+    plate: "Plate"
+    well: str
+    site: int
+    cells: "Cells"
+    place: tuple[int, str, str, int]
+    """The seed and where the field lies: what every draw for this field is seeded by."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The field's columns of any table."""
+        return {"Metadata_Plate": self.plate.name, "Metadata_Well": self.well, "Metadata_Site": self.site}
 
 
 @dataclass
 class _Tally:
-    """What has been rendered so far."""
+    """What has been rendered so far: rows of the tables, number of cells, and errors of the predictors that know the truth."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     truth_rows: list[dict[str, Any]] = field(default_factory=list)
-    cells: list[dict[str, Any]] = field(default_factory=list)
+    cells: dict[Condition, list[dict[str, Any]]] = field(default_factory=dict)
     n_cells: dict[str, int] = field(default_factory=dict)
-    errors: "dict[str, list[dict[str, np.ndarray[Any, Any]]]]" = field(default_factory=dict)
+    errors: "dict[Condition, list[Sums]]" = field(default_factory=dict)
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
@@ -114,11 +131,10 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     """
     compounds = _resolve(config)
     _require_free(out, config)
-    wells = tuple(_lay_out_wells(config, tuple(compounds)))
+    wells = _lay_out_wells(config, list(compounds))
     with publish_directory(out, manifest={"kind": _KIND, "seed": config.seed}) as folder:
         study, tally = _Study(config, folder, compounds, wells), _Tally()
-        for _ in _with_progress(_render(study, tally), total=len(config.plates) * len(wells) * config.sites):
-            pass
+        _show_progress(_render(study, tally), total=len(config.plates) * len(wells) * config.sites)
         _write_tables(study, tally)
         write_text(RunDir(folder).config, configuration.dump(config))
         write_provenance(RunDir(folder), seed=config.seed, inputs={})
@@ -128,12 +144,11 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
 
 
 def _resolve(config: Config) -> "dict[Condition, Compound]":
+    """Find every condition's compound, so that a wrong name ends the command before anything is rendered."""
     from cellbridge.data.synthetic import COMPOUNDS, compound_named
 
-    known = dict(COMPOUNDS)
-    for name, like in config.compounds.items():
-        known[name] = compound_named(Condition(like, 1.0))
-    return {c: compound_named(c, known) for c in map(Condition.parse, config.conditions)}
+    known = {**COMPOUNDS, **{name: compound_named(Condition(like, 1.0)) for name, like in config.compounds.items()}}
+    return {condition: compound_named(condition, known) for condition in map(Condition.parse, config.conditions)}
 
 
 def _require_free(out: Path, config: Config) -> None:
@@ -146,135 +161,122 @@ def _require_free(out: Path, config: Config) -> None:
         raise RunError(f"{out}: holds plates of another configuration (see config.yaml there). Choose another --out.")
 
 
-def _lay_out_wells(config: Config, conditions: Sequence[Condition]) -> Iterator[tuple[str, Condition]]:
-    """Yield well names with their conditions, scattered over the plate, the same on every plate."""
+def _lay_out_wells(config: Config, conditions: list[Condition]) -> dict[str, Condition]:
+    """Scatter the wells over the plate; all plates share the map."""
     from cellbridge.data.synthetic import generator
 
     contents = [Condition(config.control)] * config.control_wells
     for index, condition in enumerate(conditions):
         contents += [condition] * config.wells_of(index)
-    places = generator("wells", config.seed).permutation(384)[: len(contents)]
-    for place, condition in sorted(zip(places.tolist(), contents, strict=True), key=lambda pair: pair[0]):
-        yield f"{chr(ord('A') + place // 24)}{place % 24 + 1:02d}", condition
+    places = generator("wells", config.seed).permutation(384)[: len(contents)].tolist()
+    filled = sorted(zip(places, contents, strict=True), key=lambda pair: pair[0])
+    return {f"{chr(ord('A') + place // 24)}{place % 24 + 1:02d}": condition for place, condition in filled}
 
 
-def _with_progress(steps: Iterator[None], *, total: int) -> Iterator[None]:
-    """Show the fields rendered so far on standard error."""
+def _show_progress(steps: Iterator[None], *, total: int) -> None:
+    """Drive the rendering, with a bar on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("fields"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("fields", total=total)
-        for step in steps:
+        for _ in steps:
             progress.advance(task)
-            yield step
 
 
 def _render(study: _Study, tally: _Tally) -> Iterator[None]:
-    """Render every field, one step each."""
+    """Render every field, one step each, and its truth where it is a control field of a test plate."""
     from cellbridge.data.synthetic import draw_cells, draw_plate, generator
 
     config = study.config
     for name in config.plates:
         plate = draw_plate(name, generator("plate", config.seed, name))
-        for well, condition in study.wells:
-            for site in range(1, config.sites + 1):
-                place = (config.seed, name, well, site)
+        for well, condition in study.wells.items():
+            for number in range(1, config.sites + 1):
+                place = (config.seed, name, well, number)
                 random = generator("cells", *place)
-                number = round(config.cells_per_field * float(random.uniform(0.85, 1.15)))
-                cells = draw_cells(random, number=number, field_px=config.field_px)
-                _render_site(study, tally, cells, plate, place, condition)
+                n = max(1, round(config.cells_per_field * float(random.uniform(0.85, 1.15))))
+                cells = draw_cells(random, number=n, field_px=config.field_px)
+                site = _Site(plate, well, number, cells, place)
+                if condition in study.compounds:
+                    _render_treated(study, tally, site, condition)
+                else:
+                    _render_control(study, tally, site)
                 yield
 
 
-def _render_site(
-    study: _Study, tally: _Tally, cells: "Cells", plate: "Plate", place: tuple[int, str, str, int], condition: Condition
-) -> None:
-    """Render one field, and its truth where it is a control field of a test plate."""
+def _render_treated(study: _Study, tally: _Tally, site: _Site, condition: Condition) -> None:
+    from cellbridge.data.rendering import dissect, render_cells
+
+    response = _respond(study, site, condition)
+    anatomy = dissect(site.cells, field_px=study.config.field_px)
+    patches = render_cells(anatomy, response.strength * response.responds[:, None])
+    tally.rows.append(_write(study, site, anatomy, patches, ~response.lost))
+    tally.n_cells[condition.name] = tally.n_cells.get(condition.name, 0) + int((~response.lost).sum())
+
+
+def _render_control(study: _Study, tally: _Tally, site: _Site) -> None:
     import numpy as np
 
-    from cellbridge.data import synthetic
-    from cellbridge.data.rendering import MECHANISMS, assemble, dissect, render_cells
+    from cellbridge.data.rendering import MECHANISMS, dissect, render_cells
+    from cellbridge.data.synthetic import squared_errors
 
-    field_px, _, is_control = study.config.field_px, *place[:1], condition not in study.compounds
-    anatomy = dissect(cells, field_px=field_px)
-    untouched = np.zeros((len(cells), len(MECHANISMS)), np.float32)
-
-    def write(folder: str, patches: "np.ndarray[Any, Any]", present: "np.ndarray[Any, Any] | None") -> dict[str, Any]:
-        expected = assemble(anatomy, patches, field_px=field_px, present=present)
-        counts = synthetic.expose(expected, plate, noise=synthetic.generator("noise", *place))
-        return _write_field(study.folder, folder, counts, place)
-
-    if not is_control:
-        response = _respond(study, cells, place, condition)
-        treated = render_cells(anatomy, untouched + response.strength * response.responds[:, None])
-        tally.rows.append(write("", treated, ~response.lost))
-        tally.n_cells[condition.name] = tally.n_cells.get(condition.name, 0) + int((~response.lost).sum())
-        return
-    source = render_cells(anatomy, untouched)
-    tally.rows.append(write("", source, None))
-    tally.n_cells[condition.name] = tally.n_cells.get(condition.name, 0) + len(cells)
-    if plate.name not in study.config.truth_plates:
+    anatomy = dissect(site.cells, field_px=study.config.field_px)
+    source = render_cells(anatomy, np.zeros((len(site.cells), len(MECHANISMS)), np.float32))
+    tally.rows.append(_write(study, site, anatomy, source, None))
+    tally.n_cells[study.config.control] = tally.n_cells.get(study.config.control, 0) + len(site.cells)
+    if site.plate.name not in study.config.truth_plates:
         return
     for target in study.compounds:
-        response = _respond(study, cells, place, target)
+        response = _respond(study, site, target)
         responding = render_cells(anatomy, response.strength)
         drawn = np.where(response.responds[:, None, None, None], responding, source)
-        labels = {**_labels(target), "Metadata_pert_type": "trt"}
         for origin, patches, present in (("counterfactual", drawn, ~response.lost), ("responding", responding, None)):
-            row = write(f"truth/{origin}/{target.slug}", patches, present)
-            tally.truth_rows.append({**row, **labels, "Metadata_Origin": origin})
-        tally.cells += _cell_rows(cells, response, place, target)
-        tally.errors.setdefault(target.name, []).append(synthetic.floor(anatomy, response, plate, source, responding))
+            row = _write(study, site, anatomy, patches, present, truth=(origin, target))
+            tally.truth_rows.append({**row, "Metadata_Origin": origin})
+        tally.cells.setdefault(target, []).extend(_truth_of_cells(site, response, target))
+        errors = squared_errors(anatomy, response, site.plate, source=source, responding=responding)
+        tally.errors.setdefault(target, []).append(errors)
 
 
-def _respond(study: _Study, cells: "Cells", place: tuple[int, str, str, int], condition: Condition) -> "Response":
+def _respond(study: _Study, site: _Site, condition: Condition) -> "Response":
     """Draw the response of a field's cells; two doses of a compound share their chance."""
-    from cellbridge.data.synthetic import generator, respond
+    from cellbridge.data.synthetic import draw_chance, generator, respond
 
-    chance = generator("chance", *place, condition.compound).random((len(cells), 2))
-    return respond(cells, study.compounds[condition], condition.dose_um or 0.0, chance=chance)
+    chance = draw_chance(site.cells, generator("chance", *site.place, condition.compound))
+    return respond(site.cells, study.compounds[condition], condition.dose_um or 0.0, chance=chance)
 
 
-def _write_field(
-    root: Path, folder: str, counts: "np.ndarray[Any, Any]", place: tuple[int, str, str, int]
+def _write(
+    study: _Study, site: _Site, anatomy: Any, patches: Any, present: Any, *, truth: tuple[str, Condition] | None = None
 ) -> dict[str, Any]:
-    """Write one field as a TIFF per channel, and return its row of load_data.csv (paths from the manifest's root)."""
-    import tifffile
+    """Image a field of patches with the site's noise, write it, and return its row of load_data.csv."""
+    from cellbridge.data.plate_folder import condition_columns, write_field
+    from cellbridge.data.rendering import CHANNELS, assemble
+    from cellbridge.data.synthetic import expose, generator
 
-    from cellbridge.data.rendering import CHANNELS
-
-    _, plate, well, site = place
-    images = root / folder.partition("/")[0] / "images" / folder.partition("/")[2] / plate
-    base = root / "truth" if folder else root
-    images.mkdir(parents=True, exist_ok=True)
-    row: dict[str, Any] = {"Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Site": site}
-    for channel, image in zip(CHANNELS, counts, strict=True):
-        name = f"{well}_s{site}_{channel}.tif"
-        tifffile.imwrite(images / name, image, photometric="minisblack", metadata=None)
-        row[f"FileName_{channel}"], row[f"PathName_{channel}"] = name, images.relative_to(base).as_posix()
-    return row
-
-
-def _labels(condition: Condition) -> dict[str, str]:
-    dose = "" if condition.dose_um is None else f"{condition.dose_um:g}"
-    return {"Metadata_Compound": condition.compound, "Metadata_Concentration": dose}
+    expected = assemble(anatomy, patches, field_px=study.config.field_px, present=present)
+    counts = expose(expected, site.plate, noise=generator("noise", *site.place))
+    root, folder, labels = study.folder, f"images/{site.plate.name}", {}
+    if truth is not None:
+        origin, condition = truth
+        root, folder = study.folder / "truth", f"images/{origin}/{condition.slug}/{site.plate.name}"
+        labels = {**condition_columns(condition), "Metadata_pert_type": "trt"}
+    files = write_field(counts, root, folder, channels=CHANNELS, well=site.well, site=site.site)
+    return {**site.columns, **labels, **files}
 
 
-def _cell_rows(
-    cells: "Cells", response: "Response", place: tuple[int, str, str, int], target: Condition
-) -> Iterator[dict[str, Any]]:
-    _, plate, well, site = place
+def _truth_of_cells(site: _Site, response: "Response", condition: Condition) -> Iterator[dict[str, Any]]:
+    from cellbridge.data.plate_folder import condition_columns
+
+    cells, shared = site.cells, {**site.columns, **condition_columns(condition)}
     for index in range(len(cells)):
         yield {
-            "Metadata_Plate": plate,
-            "Metadata_Well": well,
-            "Metadata_Site": site,
-            **_labels(target),
-            "Truth_Cell": index,
+            **shared,
             "x": f"{cells.x[index]:.2f}",
             "y": f"{cells.y[index]:.2f}",
+            "Truth_Cell": index,
             "Truth_Responder": int(response.responds[index]),
             "Truth_PResponse": f"{response.probability[index]:.5f}",
             "Truth_Lost": int(response.lost[index]),
@@ -285,46 +287,22 @@ def _cell_rows(
 
 def _write_tables(study: _Study, tally: _Tally) -> None:
     """Write load_data.csv, plate maps and manifests, in the community's columns."""
+    from cellbridge.data.plate_folder import write_platemaps, write_table
+
     config, folder = study.config, study.folder
-    _write_csv(folder / "load_data.csv", tally.rows)
-    maps = folder / "metadata" / "platemaps" / config.batch
-    barcodes = [{"Assay_Plate_Barcode": plate, "Plate_Map_Name": _PLATE_MAP} for plate in config.plates]
-    _write_csv(maps / "barcode_platemap.csv", barcodes)
-    wells = [
-        {
-            "plate_map_name": _PLATE_MAP,
-            "well_position": well,
-            "compound": condition.compound,
-            "concentration_um": _labels(condition)["Metadata_Concentration"],
-            "solvent": "DMSO",
-            "pert_type": "trt" if condition in study.compounds else "negcon",
-        }
-        for well, condition in study.wells
-    ]
-    _write_csv(maps / "platemap" / f"{_PLATE_MAP}.txt", wells, delimiter="\t")
-    columns = {
-        "Metadata_Compound": "compound",
-        "Metadata_Concentration": "concentration_um",
-        "Metadata_pert_type": "pert_type",
-    }
-    maps_of = {"platemaps": (maps.relative_to(folder).as_posix(),), "columns": columns}
-    _write_manifest(folder / "manifest.yaml", name="synthetic", extra={**maps_of, "control_name": config.control})
+    maps = f"metadata/platemaps/{config.batch}"
+    write_table(folder / "load_data.csv", tally.rows)
+    write_platemaps(folder / maps, name=_PLATE_MAP, plates=config.plates, wells=study.wells, control=config.control)
+    names = {"Compound": "compound", "Concentration": "concentration_um", "pert_type": "pert_type"}
+    columns = {f"Metadata_{name}": column for name, column in names.items()}
+    _write_manifest(folder, "synthetic", platemaps=(maps,), columns=columns, control_name=config.control)
     if tally.truth_rows:
-        _write_csv(folder / "truth" / "load_data.csv", tally.truth_rows)
-        _write_csv(folder / "truth" / "cells.csv", tally.cells)
-        extra = {"objects": "cells.csv", "control_name": config.control}
-        _write_manifest(folder / "truth" / "manifest.yaml", name="synthetic-truth", extra=extra)
+        write_table(folder / "truth" / "load_data.csv", tally.truth_rows)
+        write_table(folder / "truth" / "cells.csv", [row for rows in tally.cells.values() for row in rows])
+        _write_manifest(folder / "truth", "synthetic-truth", objects="cells.csv", control_name=config.control)
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]], *, delimiter: str = ",") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else [], delimiter=delimiter, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_manifest(path: Path, *, name: str, extra: dict[str, Any]) -> None:
+def _write_manifest(folder: Path, name: str, **keys: Any) -> None:
     from cellbridge.data.manifest import Manifest, dump_manifest
     from cellbridge.data.rendering import CHANNELS
     from cellbridge.data.synthetic import PIXEL_UM
@@ -341,40 +319,28 @@ def _write_manifest(path: Path, *, name: str, extra: dict[str, Any]) -> None:
         cell_channel="RNA",
         concentration_unit="uM",
         pixel_um=PIXEL_UM,
-        **extra,
+        **keys,
     )
-    write_text(path, dump_manifest(manifest))
+    write_text(folder / "manifest.yaml", dump_manifest(manifest))
 
 
 def _summarise(study: _Study, tally: _Tally) -> dict[str, Any]:
-    """Return counts, and per condition the root mean square errors (counts) of three predictors that know the truth."""
-    import numpy as np
+    """Return counts, and per condition the root mean square errors of the predictors that know the truth."""
+    from cellbridge.data.synthetic import rms_counts
 
-    from cellbridge.data.rendering import CHANNELS
-
-    conditions: dict[str, Any] = {}
-    for name, parts in tally.errors.items():
-        cells = [
-            row
-            for row in tally.cells
-            if Condition(row["Metadata_Compound"], float(row["Metadata_Concentration"])).name == name
-        ]
-        pixels = max(float(sum(part["pixels"] for part in parts)), 1.0)
-        rms = {key: np.sqrt(sum(part[key] for part in parts) / pixels) for key in ("bayes", "copy", "respond")}
-        conditions[name] = {
-            "truth_cells": len(cells),
-            "lost": sum(row["Truth_Lost"] for row in cells),
-            "responders": sum(row["Truth_Responder"] for row in cells),
-            "rms_counts": {
-                key: {channel: round(float(v), 2) for channel, v in zip(CHANNELS, values, strict=True)}
-                for key, values in rms.items()
-            },
-            "floor_over_copy": round(float(np.mean(rms["bayes"] / np.maximum(rms["copy"], 1e-9))), 4),
+    truth = {
+        condition.name: {
+            "cells": len(tally.cells[condition]),
+            "lost": sum(row["Truth_Lost"] for row in tally.cells[condition]),
+            "responders": sum(row["Truth_Responder"] for row in tally.cells[condition]),
+            "rms_counts": rms_counts(errors),
         }
+        for condition, errors in tally.errors.items()
+    }
     return {
         "fields": len(tally.rows),
         "truth_fields": len(tally.truth_rows),
         "cells": tally.n_cells,
         "test_plates": list(study.config.truth_plates),
-        "truth": conditions,
+        "truth": truth,
     }
