@@ -1,0 +1,48 @@
+"""The joint of the diffusion part: a denoiser gives the mean of x_0; samplers, inversion and guidance see nothing else."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from torch import nn
+
+from cellbridge.diffusion.prediction import Prediction, to_x_0
+from cellbridge.diffusion.schedule import Schedule
+from cellbridge.typing import Images, Labels, Times
+
+
+class Denoiser(nn.Module, ABC):
+    """The posterior mean E[x_0 | x_t, condition], under the schedule that x_t was noised with."""
+
+    schedule: Schedule
+
+    @abstractmethod
+    def forward(self, x_t: Images, t: Times, labels: Labels) -> Images:
+        """Return the mean of x_0 for each noisy image.
+
+        Parameters
+        ----------
+        t : in (-1, T - 1]; fractions are allowed.
+        labels : row of the condition embedding.
+        """
+
+
+@final
+class NetworkDenoiser(Denoiser):
+    """A backbone, a schedule and the kind of its prediction.
+
+    Parameters
+    ----------
+    network : called as `network(x_t, t, class_labels=labels, return_dict=False)[0]`, as diffusers' backbones are.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction):
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.prediction: Prediction = prediction
+
+    def forward(self, x_t: Images, t: Times, labels: Labels) -> Images:
+        """Return the mean of x_0, in the type of `x_t` also where the network computes in a smaller one."""
+        alpha, sigma = self.schedule.coefficients(t, x_t)
+        output = self.network(x_t, t, class_labels=labels, return_dict=False)[0].to(x_t.dtype)
+        return to_x_0(self.prediction, output, x_t, alpha=alpha, sigma=sigma)

@@ -1,0 +1,81 @@
+"""What the training engine needs to fit a denoiser: noised batches, and the loss on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cellbridge.diffusion.objective import diffusion_loss
+from cellbridge.diffusion.prediction import Prediction
+from cellbridge.diffusion.schedule import Schedule
+from cellbridge.diffusion.timesteps import TrainingDraw, training_draw
+from cellbridge.runtime import generator
+from cellbridge.training.loop import LossOutput
+from cellbridge.typing import Images, Labels
+
+
+class LabelledImages(Protocol):
+    """A training batch, as the data loader gives it."""
+
+    @property
+    def images(self) -> Images: ...
+    @property
+    def labels(self) -> Labels: ...
+    @property
+    def weights(self) -> Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Clean images and the chance of their training step."""
+
+    batch: LabelledImages
+    draw: TrainingDraw
+
+
+def noised_batches(
+    source: Callable[[int, int], LabelledImages],
+    *,
+    steps: int,
+    seed: int,
+    condition_dropout: float,
+    device: torch.device,
+) -> Callable[[int, int], Noised]:
+    """Return (step, micro-batch) → batch with times, noise and hidden conditions: a pure function, as `source` is.
+
+    Parameters
+    ----------
+    steps : T of the schedule.
+    condition_dropout : probability that an image is shown without its condition (row 0).
+    """
+
+    def batches(step: int, micro: int) -> Noised:
+        batch = source(step, micro)
+        chance = generator(device, "diffusion", seed, step, micro)
+        draw = training_draw(
+            batch.images, batch.labels, steps=steps, generator=chance, condition_dropout=condition_dropout
+        )
+        return Noised(batch, draw)
+
+    return batches
+
+
+def denoising_loss(schedule: Schedule, prediction: Prediction) -> Callable[[nn.Module, Noised], LossOutput]:
+    """Return the loss on a noised batch, with its monitors per timestep decile."""
+
+    def loss(network: nn.Module, noised: Noised) -> LossOutput:
+        found = diffusion_loss(
+            network,
+            noised.batch.images,
+            noised.draw.labels,
+            schedule=schedule,
+            prediction=prediction,
+            t=noised.draw.t,
+            epsilon=noised.draw.epsilon,
+            weights=noised.batch.weights,
+        )
+        return LossOutput(found.loss, found.monitors)
+
+    return loss
