@@ -1,0 +1,1 @@
+"""Weights: networks built from plain arguments, and their directories on disk."""
