@@ -1,0 +1,1 @@
+"""LoRA adapters, one per condition, over a frozen base."""

@@ -1,0 +1,211 @@
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cellbridge.adapters import library, lora
+from cellbridge.config import NetworkConfig
+from cellbridge.errors import ModelError
+from cellbridge.networks.unet import build_unet, save_base
+
+CONTROL, CONDITION = 1, 2
+
+
+def build_base():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_unet(
+            NetworkConfig(widths=(8, 16), attention_levels=(1,)), channels=3, size_px=8, conditions=3
+        ).eval()
+
+
+def call(network, label: int = CONTROL) -> torch.Tensor:
+    x_t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return network(x_t, torch.full((2,), 300.5), class_labels=torch.full((2,), label), return_dict=False)[0]
+
+
+def trained(network, seed: int = 1):
+    """Return an adapter whose weights are not those of its start."""
+    model = lora.attach(copy.deepcopy(network), rank=4).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in lora.trainable(model).values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="module")
+def base():
+    return build_base()
+
+
+@pytest.fixture(scope="module")
+def saved(base, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("adapter") / "model"
+    model = trained(base)
+    library.save_adapter(model, directory, base_sha256="a" * 64)
+    return directory, model.requires_grad_(False)  # as a loaded one: PyTorch chooses other kernels for frozen weights
+
+
+@pytest.mark.parametrize("targets", [("attention",), ("convolution",), ("time",), tuple(lora.MODULES)])
+def test_a_fresh_adapter_is_the_base_bit_for_bit(base, targets):
+    model = lora.attach(copy.deepcopy(base), rank=4, targets=targets).eval()
+    for label in range(3):
+        assert torch.equal(call(model, label), call(base, label))
+
+
+def test_a_condition_starts_as_a_copy_of_the_control(base):
+    network = copy.deepcopy(base)
+    lora.copy_row(network, source=CONTROL, target=CONDITION)
+    assert torch.equal(call(lora.attach(network, rank=4).eval(), CONDITION), call(base, CONTROL))
+
+
+def test_a_row_can_be_copied_after_the_adapter_was_attached(base):
+    model = lora.attach(copy.deepcopy(base), rank=4).eval()
+    lora.copy_row(model, source=CONTROL, target=CONDITION)
+    assert torch.equal(call(model, CONDITION), call(base, CONTROL))
+
+
+def test_only_adapter_and_condition_rows_are_trainable(base):
+    names = set(lora.trainable(lora.attach(copy.deepcopy(base), rank=4)))
+    assert all("lora_" in name or "class_embedding" in name for name in names)
+    for part in ("to_q", "to_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "time_embedding.linear_1"):
+        assert any(part in name for name in names), part
+
+
+def test_every_trainable_parameter_receives_a_gradient_and_no_other(base):
+    model = trained(base)
+    model(torch.randn(3, 3, 8, 8), torch.full((3,), 20.0), class_labels=torch.arange(3), return_dict=False)[
+        0
+    ].square().sum().backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == set(lora.trainable(model))
+
+
+def test_merged_equals_unmerged(base):
+    model = trained(base)
+    merged = library.merge(model)
+    assert type(merged) is type(base)
+    assert (call(merged, CONDITION) - call(model, CONDITION)).abs().max().item() < 1e-5
+    assert set(merged.state_dict()) == set(base.state_dict())
+    assert not torch.equal(call(model, CONDITION), call(base, CONDITION))
+
+
+def test_the_scale_is_alpha_over_rank(base):
+    model = lora.attach(copy.deepcopy(base), rank=4, alpha=2.0)
+    layer = next(module for module in model.modules() if getattr(module, "scaling", None))
+    assert layer.scaling == {"default": 0.5}
+
+
+def test_a_saved_adapter_loads_to_the_same_output(base, saved):
+    directory, model = saved
+    loaded = library.load_adapter(copy.deepcopy(base), directory, base_sha256="a" * 64).eval()
+    assert torch.equal(call(loaded, CONDITION), call(model, CONDITION))
+
+
+def test_a_saved_adapter_opens_with_peft_and_diffusers_alone(base, saved, tmp_path):
+    from diffusers import UNet2DModel
+    from peft import PeftModel
+
+    directory, model = saved
+    save_base(base, tmp_path / "base", kind="cosine", steps=1000, prediction="v")
+    network = UNet2DModel.from_pretrained(tmp_path / "base" / "unet")
+    outside = PeftModel.from_pretrained(network, str(directory)).eval()
+    assert torch.equal(call(outside, CONDITION), call(model, CONDITION))
+
+
+def test_the_directory_holds_the_named_files_and_no_path(base, saved):
+    directory, _ = saved
+    files = {path.name for path in directory.iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "binding.json"}
+    assert '"base_model_name_or_path": null' in (directory / "adapter_config.json").read_text()
+
+
+def test_equal_adapters_are_equal_files(base, saved, tmp_path):
+    directory, model = saved
+    library.save_adapter(model, tmp_path, base_sha256="a" * 64)
+    for path in directory.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    targets = (directory / "adapter_config.json").read_text().split('"target_modules": [')[1].split("]")[0].split(",")
+    assert targets == sorted(targets)
+
+
+def test_averaged_weights_are_saved_in_place_of_the_models_own(base, tmp_path):
+    model = trained(base)
+    before = call(model, CONDITION)
+    ema = {name: parameter.detach() * 0.5 for name, parameter in lora.trainable(model).items()}
+    library.save_adapter(model, tmp_path, base_sha256="b", ema=ema)
+    assert torch.equal(call(model, CONDITION), before)
+    loaded = library.load_adapter(copy.deepcopy(base), tmp_path, base_sha256="b")
+    assert all(torch.equal(parameter, ema[name]) for name, parameter in loaded.named_parameters() if name in ema)
+
+
+def test_averaged_weights_must_be_exactly_the_trainable_ones(base):
+    model = trained(base)
+    ema = dict(lora.trainable(model))
+    name = next(iter(ema))
+    with pytest.raises(ModelError, match="is missing"):
+        lora.copy_weights(model, {key: value for key, value in ema.items() if key != name})
+    with pytest.raises(ModelError, match="has no place"):
+        lora.copy_weights(model, ema | {"other": torch.zeros(1)})
+
+
+def test_another_base_is_refused_with_both_hashes(base, saved):
+    directory, _ = saved
+    with pytest.raises(ModelError, match=f"{'a' * 64}.*{'c' * 64}"):
+        library.load_adapter(copy.deepcopy(base), directory, base_sha256="c" * 64)
+
+
+def _change(saved, tmp_path, change):
+    directory, _ = saved
+    for path in directory.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(directory / library.WEIGHTS)
+    change(weights)
+    save_file(weights, tmp_path / library.WEIGHTS)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(next(key for key in weights if "lora_A" in key)), 'lora_A.weight" is missing'),
+        (
+            lambda weights: weights.update({"base_model.model.conv_in.lora_A.weight": torch.zeros(1)}),
+            "conv_in.* has no place",
+        ),
+    ],
+)
+def test_missing_and_extra_weights_are_refused_by_name(base, saved, tmp_path, change, message):
+    with pytest.raises(ModelError, match=message):
+        library.load_adapter(copy.deepcopy(base), _change(saved, tmp_path, change), base_sha256="a" * 64)
+
+
+def test_an_adapter_of_another_number_of_conditions_is_refused(saved):
+    with torch.random.fork_rng(devices=[]):
+        wider = build_unet(NetworkConfig(widths=(8, 16), attention_levels=(1,)), channels=3, size_px=8, conditions=5)
+    with pytest.raises(ModelError, match=r"class_embedding.* shape"):
+        library.load_adapter(wider, saved[0], base_sha256="a" * 64)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "binding.json"])
+@pytest.mark.parametrize("damage", ["absent", "truncated"])
+def test_absent_or_truncated_files_are_refused(base, saved, tmp_path, name, damage):
+    directory = _change(saved, tmp_path, lambda weights: None)
+    content = (directory / name).read_bytes()
+    (directory / name).unlink()
+    if damage == "truncated":
+        (directory / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match=directory.name):
+        library.load_adapter(copy.deepcopy(base), directory, base_sha256="a" * 64)
+
+
+def test_rows_and_targets_that_are_not_there_are_refused(base):
+    with pytest.raises(ModelError, match="rows 0 to 2, no row 3"):
+        lora.copy_row(copy.deepcopy(base), source=1, target=3)
+    with torch.random.fork_rng(devices=[]):
+        plain = build_unet(NetworkConfig(widths=(8,), attention_levels=()), channels=1, size_px=8, conditions=2)
+    with pytest.raises(ModelError, match="LoRA on attention"):
+        lora.attach(plain, rank=4, targets=("attention",))
