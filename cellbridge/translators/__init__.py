@@ -1,0 +1,1 @@
+"""From an image, a source and a target condition to an image."""

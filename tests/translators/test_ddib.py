@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from cellbridge.conditions import Condition
+from cellbridge.diffusion.denoiser import Denoiser
+from cellbridge.diffusion.schedule import make_schedule
+from cellbridge.errors import ConditionError
+from cellbridge.translators.ddib import Ddib
+from cellbridge.typing import CellBatch
+
+CONTROL, TAXOL = Condition("DMSO"), Condition("taxol", 1.0)
+
+
+class ByLabel(Denoiser):
+    """The exact denoiser of N(mean, std^2) pixels, with a mean and a spread for each label; counts its calls."""
+
+    means, stds = torch.tensor([0.0, -0.6, 0.2]), torch.tensor([0.5, 0.2, 0.4])
+
+    def __init__(self):
+        super().__init__()
+        self.schedule = make_schedule("cosine", 1000)
+        self.calls = 0
+
+    def forward(self, x_t, t, labels):
+        self.calls += 1
+        alpha, sigma = self.schedule.coefficients(t, x_t)
+        mean, std = (values[labels].view(-1, 1, 1, 1).to(x_t) for values in (self.means, self.stds))
+        return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
+
+
+def cells(count: int = 6) -> CellBatch:
+    images = -0.6 + 0.2 * torch.randn(count, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    return CellBatch(
+        images=images,
+        cell_ids=tuple(f"cell{i}" for i in range(count)),
+        plates=("P1",) * count,
+        conditions=("DMSO",) * count,
+        seeds=torch.arange(count),
+    )
+
+
+def part(batch: CellBatch, rows: slice) -> CellBatch:
+    return CellBatch(
+        batch.images[rows], batch.cell_ids[rows], batch.plates[rows], batch.conditions[rows], batch.seeds[rows]
+    )
+
+
+def bridge(**options) -> Ddib:
+    denoiser = ByLabel()
+    return Ddib(denoiser, 1, {CONTROL: (denoiser, 1), TAXOL: (denoiser, 2)}, **options)
+
+
+def test_between_gaussians_it_is_the_optimal_map():
+    """x → mean_B + std_B / std_A (x - mean_A), the composition of the two exact ODE maps."""
+    batch = cells()
+    result = bridge().translate(batch, target=TAXOL)
+    expected = 0.2 + 0.4 / 0.2 * (batch.images + 0.6)
+    assert (result.images - expected).abs().max().item() < 5e-3
+
+
+def test_translation_to_its_own_condition_returns_the_cell():
+    batch = cells()
+    result = bridge().translate(batch, target=CONTROL)
+    assert (result.images - batch.images).abs().max().item() < 5e-3
+
+
+def test_everything_but_image_and_condition_is_kept():
+    batch = cells()
+    result = bridge(steps=3).translate(batch, target=TAXOL)
+    assert result.conditions == ("taxol@1",) * 6
+    assert (result.cell_ids, result.plates) == (batch.cell_ids, batch.plates)
+    assert torch.equal(result.seeds, batch.seeds)
+    assert result.images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("x_T", ["inverted", "fresh"])
+def test_an_image_does_not_depend_on_its_batch(x_T):
+    batch = cells()
+    together = bridge(x_T=x_T).translate(batch, target=TAXOL).images
+    alone = torch.cat([bridge(x_T=x_T).translate(part(batch, slice(i, i + 1)), target=TAXOL).images for i in range(6)])
+    assert (together - alone).abs().max().item() < 1e-5
+
+
+def test_fresh_noise_follows_the_seed_and_not_the_cell():
+    batch = cells()
+    other = CellBatch(-batch.images, batch.cell_ids, batch.plates, batch.conditions, batch.seeds)
+    assert torch.equal(bridge(x_T="fresh").encode(batch), bridge(x_T="fresh").encode(other))
+    noise = bridge(x_T="fresh").encode(batch)
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_targets_of_one_batch_share_one_inversion():
+    translator, batch = bridge(), cells()
+    denoiser = translator.source
+    translator.translate(batch, target=TAXOL)
+    assert denoiser.calls == 49 + 50
+    translator.translate(batch, target=CONTROL)
+    assert denoiser.calls == 49 + 50 + 50
+    translator.translate(part(batch, slice(0, 6)), target=TAXOL)
+    assert denoiser.calls == 49 + 50 + 50 + 49 + 50
+
+
+def test_the_global_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    bridge(x_T="fresh").translate(cells(), target=TAXOL)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_target_without_a_model_is_refused_before_any_work():
+    translator = bridge()
+    with pytest.raises(ConditionError, match='no model translates to "taxol@3"'):
+        translator.translate(cells(), target=Condition("taxol", 3.0))
+    assert translator.source.calls == 0
