@@ -158,7 +158,7 @@ class _Rows(Dataset[Tensor]):
         return self.rows[index]
 
 
-class _Injected(FeatureExtractorBase):  # type: ignore[misc]
+class _Injected(FeatureExtractorBase):
     """Hands torch-fidelity's batches to a callable given as the keyword `injected`; without one, the rows are features already."""
 
     def __init__(

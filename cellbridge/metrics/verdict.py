@@ -1,0 +1,169 @@
+"""Numbers into words: what a reader may believe of a translation, computed from intervals against the null rows.
+
+No threshold here was fitted to anything: a row beats another where their intervals do not meet, or where the paired difference excludes 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+SMALL_N = 30
+"""Below this many cells in a row no verdict is given."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A label for the table, the sentences behind it, and whether the translation held up (None: cannot be said)."""
+
+    label: str
+    sentences: tuple[str, ...]
+    held_up: bool | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"label": self.label, "text": " ".join(self.sentences), "held_up": self.held_up}
+
+
+def judge(rows: Sequence[Row], key: str, *, target: str, control: str, separable: Mapping[str, Any] | None) -> Verdict:
+    """Return the verdict on one model's row.
+
+    Parameters
+    ----------
+    rows : the rows of `scorecard.score_target`.
+    key : the model's row.
+    separable : AUC estimate of real target cells against real control cells, on held-out cells; None where not known.
+    """
+    by_key = {row["key"]: row for row in rows}
+    model = by_key[key]
+    if model["n"] < SMALL_N:
+        return Verdict("n too small", (f"{model['n']} cells are too few to judge {target}.",), None)
+    phenotype, hit_words = _phenotype(by_key, model, target=target, control=control)
+    closer, error_words = _per_cell(by_key, model)
+    used, shuffle_words = _condition_used(by_key, model, target=target)
+    sentences = [
+        *_separable(separable, target=target, control=control),
+        *hit_words,
+        *error_words,
+        *shuffle_words,
+        *_distance(model),
+    ]
+    if phenotype != "carries":
+        label = {
+            "unknown": "target not known to the classifier",
+            "control": f"indistinguishable from {control}",
+            "shift": "explained by an intensity shift",
+            "smoothing": "explained by smoothing",
+        }[phenotype]
+        return Verdict(label, tuple(sentences), None if phenotype == "unknown" else False)
+    if used is False:
+        return Verdict("does not depend on its condition", tuple(sentences), False)
+    if closer == "worse":
+        return Verdict("shows the phenotype, but not of this cell", tuple(sentences), False)
+    if closer == "not closer":
+        return Verdict("shows the phenotype; no nearer to the truth than a null row", tuple(sentences), False)
+    suffix = ", cell by cell" if closer == "closer" else ""
+    return Verdict(f"carries the phenotype{suffix}", tuple(sentences), True)
+
+
+def _separable(found: Mapping[str, Any] | None, *, target: str, control: str) -> list[str]:
+    if found is None or found.get("value") is None:
+        return []
+    if _low(found) > 0.5:
+        return []
+    return [
+        f"Real {target} cannot be told from {control} by the classifier (AUC {_interval(found)}), so target hits say little."
+    ]
+
+
+def _phenotype(rows: Mapping[str, Row], model: Row, *, target: str, control: str) -> tuple[str, list[str]]:
+    """Compare how often the classifier sees the target, with each null row in turn."""
+    hit = model["target_hit"]
+    if "not_computed" in hit:
+        return "unknown", [f"Target hit: not computed ({hit['not_computed']})."]
+    real = rows.get("real")
+    beside = f", real {target} {_percent(real['target_hit'])}" if real is not None else ""
+    words = f"The classifier sees {target} in {_percent(hit)} of the outputs{beside}"
+    nulls = [(kind, rows[key]) for key, kind in _NULLS if key in rows]
+    listed = ", ".join(f"{row['name']} {_percent(row['target_hit'], interval=False)}" for _, row in nulls)
+    sentences = [f"{words}; {listed}." if listed else f"{words}."]
+    for kind, row in nulls:
+        if _low(hit) <= _high(row["target_hit"]):
+            return kind, sentences
+    return "carries", sentences
+
+
+_NULLS = (("copy", "control"), ("denoised", "smoothing"), ("shift", "shift"), ("moments", "shift"))
+
+
+def _per_cell(rows: Mapping[str, Row], model: Row) -> tuple[str, list[str]]:
+    error = model.get("error")
+    if error is None:
+        return "unknown", ["The truth per cell is not known here."]
+    if "not_computed" in error:
+        return "unknown", [f"Error per cell: not computed ({error['not_computed']})."]
+    against = {key: model["against"][key] for key, _ in _NULLS if key in model["against"]}
+    lost = [rows[key]["name"] for key, found in against.items() if _high(found) >= 0]
+    copy = rows["copy"]["error"]["value"] if "copy" in rows else None
+    sentence = f"Error per cell {_number(error)}" + (f" against {copy:.3f} for copying" if copy is not None else "")
+    score = model.get("score", {})
+    if score.get("value") is not None:
+        sentence += f"; on the scale where 0 is the best possible and 1 is copying: {_number(score, digits=2)}"
+    if not lost:
+        return "closer", [f"{sentence}. It is closer to the truth than every null row."]
+    worse_than_copy = "copy" in against and _low(against["copy"]) > 0
+    return ("worse" if worse_than_copy else "not closer"), [
+        f"{sentence}. It is not closer to the truth than: {', '.join(lost)}."
+    ]
+
+
+def _condition_used(rows: Mapping[str, Row], model: Row, *, target: str) -> tuple[bool | None, list[str]]:
+    shuffled = rows.get(f"shuffled:{model['key']}")
+    if (
+        shuffled is None
+        or "not_computed" in shuffled.get("target_hit", {"not_computed": ""})
+        or "not_computed" in model["target_hit"]
+    ):
+        return None, []
+    percent = _percent(shuffled["target_hit"], interval=False)
+    if _low(model["target_hit"]) > _high(shuffled["target_hit"]):
+        return True, [
+            f"Outputs of the same cells for other targets are seen as {target} in {percent}: the condition is used."
+        ]
+    return False, [
+        f"Outputs of the same cells for other targets are seen as {target} just as often ({percent}): the condition is not used."
+    ]
+
+
+def _distance(model: Row) -> list[str]:
+    gap = model.get("gap_closed", {})
+    if gap.get("value") is None:
+        return []
+    return [
+        f"It closes {_number(gap, digits=2)} of the Fréchet distance between control and target (n = {model['n_distance']})."
+    ]
+
+
+def _low(found: Mapping[str, Any]) -> float:
+    """Return the interval's lower end, or the value itself where there is no interval."""
+    return float(found["value"] if found["low"] is None else found["low"])
+
+
+def _high(found: Mapping[str, Any]) -> float:
+    return float(found["value"] if found["high"] is None else found["high"])
+
+
+def _percent(found: Mapping[str, Any], *, interval: bool = True) -> str:
+    text = f"{100 * found['value']:.0f} %"
+    if not interval or found.get("low") is None:
+        return text
+    return f"{text} ({100 * found['low']:.0f}–{100 * found['high']:.0f})"
+
+
+def _number(found: Mapping[str, Any], *, digits: int = 3) -> str:
+    text = f"{found['value']:.{digits}f}"
+    return text if found.get("low") is None else f"{text} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    return _number(found, digits=2)
