@@ -83,11 +83,11 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         channels=len(info.channels), conditions=len(names), widths=config.widths, seed=config.training.seed
     ).to(device)
     starting = {} if config.init_from is None else _start_from(classifier, config.init_from)
-    inputs = begin(run_dir, config=dump(config), seed=config.training.seed, inputs={"store": config.store})
-    identity = inputs | starting | binding(config, exclude=_NOT_BINDING)
+    store_sha256 = fingerprint(config.store)
+    identity = {"store": store_sha256} | starting | binding(config, exclude=_NOT_BINDING)
     _train(classifier, store, rows, config=config, names=names, run_dir=run_dir, identity=identity, device=device)
     plates = sorted(set(store.plates[rows]))
-    _publish(classifier, run_dir, info=info, names=names, plates=plates, store_sha256=inputs["store"])
+    _publish(classifier, run_dir, info=info, names=names, plates=plates, store_sha256=store_sha256)
     metrics: dict[str, Any] = {"extractor": extractor_name(run_dir.model), "conditions": names, "n_train": len(rows)}
     if held_out is not None:
         metrics["held_out"] = _judge(classifier, store, held_out, names=names, seed=config.training.seed)
@@ -183,6 +183,7 @@ def _train(
         description="train-classifier",
         total=config.training.steps,
         images_per_step=config.training.batch_size,
+        on_start=lambda: begin(run_dir, config=dump(config), seed=config.training.seed, inputs={"store": config.store}),
     )
     ema.load(classifier, finished.ema)
 

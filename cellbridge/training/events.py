@@ -70,6 +70,7 @@ def show(
     description: str,
     total: int,
     images_per_step: int,
+    on_start: Callable[[], object] | None = None,
     on_sample: OnSample | None = None,
 ) -> Finished:
     """Drive a training to its end, writing and showing what it tells.
@@ -81,6 +82,8 @@ def show(
     ----------
     total : steps of the whole training.
     images_per_step : the global batch, for images/s.
+    on_start : called once the run is this process's own and what it resumes has been found to fit: the time to write its
+        configuration, which a refused command must leave as it is.
     on_sample : (step, EMA weights by name) → None; called at each sample step and at the end.
 
     Returns
@@ -94,6 +97,8 @@ def show(
         done = 0
         for event in events:
             if isinstance(event, Started) and event.main_process:
+                if on_start is not None:
+                    on_start()
                 journal = stack.enter_context(_Journal.opened(run, after_step=event.step))
                 for text in event.warnings:
                     sys.stderr.write(f"WARNING: {text}\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import events, until
+from small_training import events, until
 
 from cellbridge.errors import CheckpointError, ResourceError, RunError
 from cellbridge.runs import RunDir, verify_directory
@@ -134,7 +134,7 @@ def test_full_disk_leaves_the_earlier_checkpoint_and_no_temporary(tmp_path):
 
 
 def start(run: Path, seconds_per_batch: float) -> subprocess.Popen:
-    command = [sys.executable, str(Path(__file__).with_name("small.py")), str(run), str(seconds_per_batch)]
+    command = [sys.executable, str(Path(__file__).with_name("small_training.py")), str(run), str(seconds_per_batch)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from small import events, until
+from small_training import events, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cellbridge.errors import NumericalError

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from small import batches, events, loss, network, until
+from small_training import batches, events, loss, network, until
 from torch import nn
 
 from cellbridge.errors import (
