@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from cellbridge.conditions import Condition
-from cellbridge.data.rendering import CHANNELS, MECHANISMS, Anatomy, Cells, Floats, assemble, dissect, render_cells
+from cellbridge.data.anatomy import CHANNELS, Anatomy, Cells, Floats, dissect
+from cellbridge.data.rendering import MECHANISMS, assemble, render_cells
 from cellbridge.errors import ConditionError, did_you_mean
 
 Sums = dict[str, NDArray[np.float64]]
@@ -260,6 +261,13 @@ def rms_counts(sums: Sequence[Sums]) -> dict[str, dict[str, float]]:
         name: {channel: round(float(value), 2) for channel, value in zip(CHANNELS, values, strict=True)}
         for name, values in errors.items()
     }
+
+
+def scatter_wells(contents: Sequence[Condition], random: np.random.Generator) -> dict[str, Condition]:
+    """Give each of at most 384 wells' contents a place on the plate; sorted by well."""
+    places = random.permutation(384)[: len(contents)].tolist()
+    filled = sorted(zip(places, contents, strict=True), key=lambda pair: pair[0])
+    return {f"{chr(ord('A') + place // 24)}{place % 24 + 1:02d}": condition for place, condition in filled}
 
 
 def _settle(

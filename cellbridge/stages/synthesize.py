@@ -23,7 +23,7 @@ from cellbridge.errors import RunError
 from cellbridge.runs import MANIFEST, RunDir, publish_directory, read_manifest, write_json, write_provenance, write_text
 
 if TYPE_CHECKING:
-    from cellbridge.data.rendering import Cells
+    from cellbridge.data.anatomy import Cells
     from cellbridge.data.synthetic import Compound, Plate, Response, Sums
 
 _KIND = "synthetic plates"
@@ -163,14 +163,12 @@ def _require_free(out: Path, config: Config) -> None:
 
 def _lay_out_wells(config: Config, conditions: list[Condition]) -> dict[str, Condition]:
     """Scatter the wells over the plate; all plates share the map."""
-    from cellbridge.data.synthetic import generator
+    from cellbridge.data.synthetic import generator, scatter_wells
 
     contents = [Condition(config.control)] * config.control_wells
     for index, condition in enumerate(conditions):
         contents += [condition] * config.wells_of(index)
-    places = generator("wells", config.seed).permutation(384)[: len(contents)].tolist()
-    filled = sorted(zip(places, contents, strict=True), key=lambda pair: pair[0])
-    return {f"{chr(ord('A') + place // 24)}{place % 24 + 1:02d}": condition for place, condition in filled}
+    return scatter_wells(contents, generator("wells", config.seed))
 
 
 def _show_progress(steps: Iterator[None], *, total: int) -> None:
@@ -207,7 +205,8 @@ def _render(study: _Study, tally: _Tally) -> Iterator[None]:
 
 
 def _render_treated(study: _Study, tally: _Tally, site: _Site, condition: Condition) -> None:
-    from cellbridge.data.rendering import dissect, render_cells
+    from cellbridge.data.anatomy import dissect
+    from cellbridge.data.rendering import render_cells
 
     response = _respond(study, site, condition)
     anatomy = dissect(site.cells, field_px=study.config.field_px)
@@ -219,7 +218,8 @@ def _render_treated(study: _Study, tally: _Tally, site: _Site, condition: Condit
 def _render_control(study: _Study, tally: _Tally, site: _Site) -> None:
     import numpy as np
 
-    from cellbridge.data.rendering import MECHANISMS, dissect, render_cells
+    from cellbridge.data.anatomy import dissect
+    from cellbridge.data.rendering import MECHANISMS, render_cells
     from cellbridge.data.synthetic import squared_errors
 
     anatomy = dissect(site.cells, field_px=study.config.field_px)
@@ -252,8 +252,9 @@ def _write(
     study: _Study, site: _Site, anatomy: Any, patches: Any, present: Any, *, truth: tuple[str, Condition] | None = None
 ) -> dict[str, Any]:
     """Image a field of patches with the site's noise, write it, and return its row of load_data.csv."""
+    from cellbridge.data.anatomy import CHANNELS
     from cellbridge.data.plate_folder import condition_columns, write_field
-    from cellbridge.data.rendering import CHANNELS, assemble
+    from cellbridge.data.rendering import assemble
     from cellbridge.data.synthetic import expose, generator
 
     expected = assemble(anatomy, patches, field_px=study.config.field_px, present=present)
@@ -303,8 +304,8 @@ def _write_tables(study: _Study, tally: _Tally) -> None:
 
 
 def _write_manifest(folder: Path, name: str, **keys: Any) -> None:
+    from cellbridge.data.anatomy import CHANNELS
     from cellbridge.data.manifest import Manifest, dump_manifest
-    from cellbridge.data.rendering import CHANNELS
     from cellbridge.data.synthetic import PIXEL_UM
 
     manifest = Manifest(
