@@ -187,15 +187,15 @@ class PlateHistograms:
 
     def add(self, plate: str, counts: np.ndarray) -> None:
         """Count the pixels of a plate's images (batch, channel, y, x); raise StoreError for another shape or range."""
-        if counts.ndim != 4 or counts.shape[1] != len(self.channels) or counts.dtype.kind != "u":
+        if counts.ndim != 4 or counts.shape[1] != len(self.channels) or counts.dtype.kind not in "ui":
             raise StoreError(
-                f'plate "{plate}": images of shape {counts.shape} and type {counts.dtype}, expected unsigned '
-                f"integers (batch, {len(self.channels)}, y, x)."
+                f'plate "{plate}": images of shape {counts.shape} and type {counts.dtype}, expected integers '
+                f"(batch, {len(self.channels)}, y, x)."
             )
-        if counts.size and int(counts.max()) > self.full_scale:
+        if counts.size and (int(counts.min()) < 0 or int(counts.max()) > self.full_scale):
             raise StoreError(
-                f'plate "{plate}": a count of {int(counts.max())} lies above the full scale {self.full_scale}. '
-                "Correct full_scale in the manifest."
+                f'plate "{plate}": counts from {int(counts.min())} to {int(counts.max())} do not lie in 0 to the full scale '
+                f"{self.full_scale}. Correct full_scale in the manifest."
             )
         table = self._pixels.setdefault(plate, np.zeros((len(self.channels), self.full_scale + 1), np.int64))
         for channel in range(len(self.channels)):

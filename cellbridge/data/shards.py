@@ -21,7 +21,7 @@ from cellbridge.errors import StoreError
 MAX_SHARD_CELLS = 2048
 MAX_SHARD_BYTES = 64 << 20
 
-_REMEDY = "Restore the store from a copy, or prepare it again."
+_REMEDY = "Restore the store from a copy, or make it again."
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 
@@ -57,10 +57,11 @@ def blocks(
     ------
     StoreError : a batch of another shape or kind of number, or not shape[0] cells in all.
     """
+    kinds = "ui" if dtype.kind == "u" else dtype.kind
     held: list[np.ndarray] = []
     n_held = n_seen = 0
     for batch in [batches] if isinstance(batches, np.ndarray) else batches:
-        if batch.shape[1:] != tuple(shape[1:]) or batch.dtype.kind != dtype.kind:
+        if batch.shape[1:] != tuple(shape[1:]) or batch.dtype.kind not in kinds:
             expected = ", ".join(str(n) for n in shape[1:])
             raise StoreError(
                 f"{name}: a batch of shape {batch.shape} and type {batch.dtype}, expected (cell, {expected}) of {dtype}."
@@ -110,15 +111,6 @@ def read_cells(array: zarr.Array, directory: Path, rows: np.ndarray) -> np.ndarr
     return values
 
 
-def require_whole(group: zarr.Group, path: Path) -> None:
-    """Raise StoreError where a chunk of any array under `group` (the store at `path`) has no file."""
-    for name, array in _arrays(group):
-        missing = array.nchunks - array.nchunks_initialized
-        # anndata keeps an empty `raw` as a scalar without a chunk.
-        if missing > 0 and array.shape:
-            raise StoreError(f"{path}/{name}: {missing} of {array.nchunks} chunks are missing. {_REMEDY}")
-
-
 def _read_shard(path: Path, entries: np.ndarray, *, per_shard: int, out: np.ndarray, places: np.ndarray) -> None:
     with path.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as shard:
         size = _ENTRY_BYTES * per_shard
@@ -138,14 +130,3 @@ def _checked(stored: bytes, *, what: str) -> bytes:
     if google_crc32c.value(body) != found:
         raise ValueError(f"the checksum of {what} does not fit")
     return body
-
-
-def _arrays(group: zarr.Group) -> Iterator[tuple[str, zarr.Array]]:
-    for name in ("images", "masks", "x_T"):
-        if name in group and isinstance(member := group[name], zarr.Array):
-            yield name, member
-    table = group["table"]
-    if isinstance(table, zarr.Group):
-        for name, member in table.members(max_depth=None):
-            if isinstance(member, zarr.Array):
-                yield f"table/{name}", member

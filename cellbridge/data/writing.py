@@ -123,9 +123,10 @@ def _write_images(group: zarr.Group, contents: Contents, *, head: dict[str, Any]
             arrays.append(shards.create(group, name, shape=shape, dtype=dtype, shard=shard, dimensions=dimensions))
             streams.append(shards.blocks(batches, name=name, shape=shape, dtype=dtype, block=shard))
     for index, blocks in enumerate(zip(*streams, strict=True)):
-        if int(blocks[0].max(initial=0)) > full_scale:
+        low, high = int(blocks[0].min()), int(blocks[0].max())
+        if low < 0 or high > full_scale:
             raise StoreError(
-                f"a count of {int(blocks[0].max())} lies above the full scale {full_scale}. "
+                f"counts from {low} to {high} do not lie in 0 to the full scale {full_scale}. "
                 "Correct full_scale in the manifest."
             )
         for array, block in zip(arrays, blocks, strict=True):
