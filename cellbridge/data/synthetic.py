@@ -118,6 +118,7 @@ def draw_cells(random: np.random.Generator, *, number: int, field_px: int) -> Ce
     x, y, clone = _settle(random, number=number, field_px=field_px)
     n = len(x)
     phase = -np.log2(1.0 - random.uniform(0.0, 0.5, n))  # twice as many newborn cells as dividing ones
+    phase = phase[clone]  # sisters divided together
     size = np.exp(random.normal(0.0, 0.09, n)) * (0.94 + 0.16 * phase)
     elongation = np.abs(random.normal(0.12, 0.08, n))
     orientation = random.uniform(0.0, np.pi, n)
@@ -273,7 +274,7 @@ def scatter_wells(contents: Sequence[Condition], random: np.random.Generator) ->
 def _settle(
     random: np.random.Generator, *, number: int, field_px: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Draw centres and colonies: sisters lie 20 to 26 px apart, cells of different colonies at least 29 px."""
+    """Draw centres and colonies: sisters lie 20 to 26 px apart, cells of different colonies at least 30 px."""
     margin, points, clone = 10.0, np.empty((0, 2)), np.empty(0, np.int64)
     for _ in range(60 * number):
         if len(points) == number:
@@ -284,7 +285,7 @@ def _settle(
             point, colony = points[mother] + reach * np.array([np.cos(angle), np.sin(angle)]), int(clone[mother])
         else:
             point, colony = random.uniform(margin, field_px - margin, 2), len(points)
-        apart = np.where(clone == colony, 20.0, 29.0)
+        apart = np.where(clone == colony, 20.0, 30.0)
         if np.all((point >= margin) & (point <= field_px - margin)) and np.all(
             np.hypot(*(points - point).T) >= apart - 1e-9
         ):
