@@ -36,7 +36,8 @@ class FlatField:
     def surface(self, shape: tuple[int, int]) -> Floats:
         """Return f on a field of this shape (y, x)."""
         u, v = (np.linspace(-1.0, 1.0, n) if n > 1 else np.zeros(1) for n in shape)
-        values: Floats = (_terms(u[:, None], v[None, :]) * np.asarray(self.coefficients)).sum(axis=-1)
+        a = self.coefficients
+        values: Floats = (a[0] + u * (a[1] + a[3] * u))[:, None] + v * (a[2] + a[5] * v) + a[4] * np.outer(u, v)
         return values
 
     @property

@@ -133,6 +133,10 @@ def _read_numpy(file: Path) -> np.ndarray:
 def _checked(file: Path, image: np.ndarray, full_scale: int) -> Counts:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{file}: type {image.dtype}, expected uint8 or uint16. Convert it without rescaling.")
+    if image.dtype == np.uint8 and full_scale > 255:
+        raise ImageError(
+            f"{file}: type uint8, but the full scale is {full_scale}. Correct bits in the manifest, or the file."
+        )
     if 0 in image.shape:
         raise ImageError(f"{file}: shape {image.shape} holds no pixel. Copy it again.")
     largest = int(image.max())

@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from cellbridge import config
 from cellbridge.config import Section
@@ -21,10 +21,16 @@ class Manifest(Section):
     Every key is explained, with an example, in `data_manifests/README.md`.
     """
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Short name, of letters, digits, point, dash and underscore."""
     description: str = ""
+    """What was imaged, in which cells."""
     licence: str
+    """Under which terms the images may be used."""
     citation: str
+    """What to cite."""
     source: str = ""
     """Where the data set is published."""
     kind: Literal["load_data", "crops"]
@@ -60,7 +66,9 @@ class Manifest(Section):
     bits: Literal[8, 10, 12, 14, 16] = 16
     """Full scale of the counts is 2^bits - 1."""
     pixel_um: PositiveFloat | None = None
+    """Width of a pixel of the images in micrometres."""
     plate_format: PlateFormat = 384
+    """Number of wells of the plates."""
     objects: str | None = None
     """Table of known objects (plate, well, site, x, y and columns to be joined to the nearest cell), relative to the root."""
 
@@ -73,6 +81,12 @@ class Manifest(Section):
     def stains(self) -> tuple[str, ...]:
         """The channels that go into the store, in order."""
         return tuple(channel for channel in self.channels if channel not in self.leave_out)
+
+    @property
+    def channels_to_read(self) -> tuple[str, ...]:
+        """The channels that are stored, and those that only segmentation needs, in order."""
+        wanted = {*self.stains, self.nucleus_channel, self.cell_channel}
+        return tuple(channel for channel in self.channels if channel in wanted)
 
     @field_validator("tables")
     @classmethod
@@ -127,6 +141,11 @@ def read_manifest(path: Path, *, root: Path | None = None) -> tuple[Manifest, Pa
             f'{file}: the root "{folder}" is no folder. Set root to where the data lies (--set root=DIR).'
         )
     return manifest, folder
+
+
+def manifest_schema() -> dict[str, Any]:
+    """Return the JSON schema that editors check a manifest.yaml with, as kept in data_manifests/manifest.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
 
 
 def dump_manifest(manifest: Manifest) -> str:

@@ -27,8 +27,8 @@ class KnownObjects:
     Parameters
     ----------
     table : Metadata_Plate, _Well, _Site and where given _Compound and _Concentration say which image an object is in;
-        x and y (or Location_Center_X and _Y) its position in pixels; every other column is joined. A column of numbers is
-        joined as float64.
+        x and y (or Location_Center_X and _Y) its position in pixels; every other column is joined. A column of numbers
+        is joined as float64, unless it is Metadata_*.
     """
 
     def __init__(self, table: Table, *, plate_format: int = 384):
@@ -40,7 +40,7 @@ class KnownObjects:
             )
         self.keys = tuple(name for name in _MATCHED if name in table.columns)
         self.columns = tuple(name for name in table.columns if name not in (*self.keys, *found))
-        self._values = {name: _typed([row[name] for row in table.rows]) for name in self.columns}
+        self._values = {name: _typed(name, [row[name] for row in table.rows]) for name in self.columns}
         self._positions = np.array([_position(table, index, found) for index in range(len(table.rows))])
         self._rows: dict[tuple[str, ...], list[int]] = {}
         for index, row in enumerate(table.rows):
@@ -80,7 +80,9 @@ def _canonical(name: str, text: str) -> str:
         return text
 
 
-def _typed(texts: Sequence[str]) -> Array:
+def _typed(name: str, texts: Sequence[str]) -> Array:
+    if name.startswith("Metadata_"):
+        return np.array(texts, dtype=object)
     try:
         return np.array([float(text) for text in texts])
     except ValueError:

@@ -62,9 +62,8 @@ def find_nuclei(image: Image, *, nucleus_px: float) -> Labels:
     """
     foreground = _foreground(image, nucleus_px=nucleus_px)
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(foreground).astype(np.float32), 0.06 * nucleus_px)
-    pieces, _ = ndimage.label(foreground)
     peaks = feature.peak_local_max(
-        distance, min_distance=max(round(0.33 * nucleus_px), 1), labels=pieces, exclude_border=False
+        distance, min_distance=max(round(0.33 * nucleus_px), 1), threshold_abs=0.1, exclude_border=False
     )
     markers = np.zeros(foreground.shape, np.int32)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)

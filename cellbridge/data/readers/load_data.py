@@ -37,7 +37,7 @@ def read_load_data(manifest: Manifest, root: Path) -> list[ImageRow]:
 
 def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     files = _image_columns(table)
-    for channel in manifest.stains:
+    for channel in manifest.channels_to_read:
         if channel not in files:
             raise ManifestError(
                 f'{table.path}: no column for channel "{channel}" (FileName_{channel} or URL_{channel}).'
@@ -53,7 +53,7 @@ def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
         rows.append(
             ImageRow(
                 metadata=place_metadata(values, plate_format=manifest.plate_format, where=table.where(index)),
-                images={c: _path(row, files[c], manifest, root, table.where(index)) for c in manifest.stains},
+                images={c: _path(row, files[c], manifest, root, table.where(index)) for c in manifest.channels_to_read},
                 where=table.where(index),
             )
         )

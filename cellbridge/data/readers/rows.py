@@ -1,6 +1,5 @@
 """What a reader gives: one row per image set, with its metadata as strings and its checked paths."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,10 +42,3 @@ class ImageRow:
 def natural(text: str) -> tuple[int, int, str]:
     """Return a sorting key that puts numbers in the order of their values, before other texts."""
     return (0, int(text), text) if text.isdecimal() else (1, 0, text)
-
-
-def in_order(rows: Iterable[ImageRow]) -> list[ImageRow]:
-    """Return rows by plate, well, site and cell, then as the tables had them."""
-    return sorted(
-        rows, key=lambda row: (row.plate, row.well, natural(row.site), natural(row.metadata.get("Metadata_Cell", "")))
-    )

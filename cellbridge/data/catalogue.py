@@ -1,0 +1,54 @@
+"""Everything that a data set's tables say, checked and in order, before any image is opened."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cellbridge.data.annotation import annotate, join_platemaps
+from cellbridge.data.manifest import Manifest, resolve_path
+from cellbridge.data.readers.crop_table import read_crop_table
+from cellbridge.data.readers.load_data import read_load_data
+from cellbridge.data.readers.platemap import read_platemaps
+from cellbridge.data.readers.rows import ImageRow, natural
+from cellbridge.errors import ManifestError
+
+READERS = {"load_data": read_load_data, "crops": read_crop_table}
+
+
+def read_catalogue(manifest: Manifest, root: Path) -> tuple[list[ImageRow], str]:
+    """Return the rows, by plate, well, site and cell, and the control's name.
+
+    Raises
+    ------
+    ManifestError : a table or plate map does not hold together, or a field or crop is listed twice.
+    """
+    rows = READERS[manifest.kind](manifest, root)
+    folders = [resolve_path(name, root, where="platemaps") for name in manifest.platemaps]
+    rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format))
+    rows, control = annotate(rows, manifest)
+    _require_unique(rows, manifest)
+    return sorted(rows, key=_place), control
+
+
+def _place(row: ImageRow) -> tuple[str, str, tuple[int, int, str], tuple[int, int, str]]:
+    return row.plate, row.well, natural(row.site), natural(row.metadata.get("Metadata_Cell", ""))
+
+
+def _require_unique(rows: Sequence[ImageRow], manifest: Manifest) -> None:
+    """Refuse a second row for one field (under one condition, where images are counterfactual) or for one crop."""
+    parts = ["Metadata_Plate", "Metadata_Well", "Metadata_Site", "Metadata_Origin"]
+    seen: dict[tuple[str, ...], ImageRow] = {}
+    for row in rows:
+        names = (
+            [*parts, "Metadata_Compound", "Metadata_Concentration"] if row.metadata.get("Metadata_Origin") else parts
+        )
+        key = tuple(row.metadata.get(name, "") for name in names)
+        if manifest.kind == "crops":
+            if not row.metadata.get("Metadata_Cell"):
+                continue
+            key = (*key, row.metadata["Metadata_Cell"])
+        first = seen.setdefault(key, row)
+        if first is not row:
+            cell = f" cell {row.metadata['Metadata_Cell']}" if manifest.kind == "crops" else ""
+            raise ManifestError(
+                f"{row.where}: {row.place}{cell} is listed already, in {first.where}. Remove one of the two rows."
+            )
