@@ -1,6 +1,5 @@
 import pytest
 import torch
-from diffusers.training_utils import EMAModel
 from torch import nn
 
 from cellbridge.training import ema
@@ -20,6 +19,8 @@ def test_average_of_a_constant_is_that_constant():
 
 
 def test_average_agrees_with_diffusers():
+    from diffusers.training_utils import EMAModel  # after cellbridge, whose guard lets torchvision import
+
     layer = nn.Linear(4, 4)
     oracle = EMAModel(layer.parameters(), decay=0.9)
     average = [p.detach().clone() for p in layer.parameters()]

@@ -1,6 +1,9 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,3 +234,16 @@ def test_finished_run_is_finished_at_once(tmp_path):
     assert [type(e) for e in again] == [Started, Finished]
     assert all(torch.equal(first.ema[name], again[-1].ema[name]) for name in first.ema)
     assert verify_directory(RunDir(tmp_path).checkpoint(24)) == []
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    list(events(tmp_path / "one"))
+    script = Path(__file__).with_name("small_training.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*launcher, str(script), str(tmp_path / "two"), "0.0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    one, two = (checkpoint.load(RunDir(tmp_path / name).checkpoint(24)) for name in ("one", "two"))
+    assert all(torch.allclose(one.weights[name], two.weights[name], atol=1e-6) for name in one.weights)
+    assert all(torch.allclose(one.ema[name], two.ema[name], atol=1e-6) for name in one.ema)
