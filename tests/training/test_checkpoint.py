@@ -1,3 +1,5 @@
+import multiprocessing
+import random
 import resource
 import signal
 import subprocess
@@ -158,6 +160,30 @@ def test_killed_process_resumes_bit_for_bit(tmp_path):
     for name in TENSOR_FILES:
         files = [r.checkpoint(24) / f"{name}.safetensors" for r in (RunDir(tmp_path / "whole"), run)]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_kills_at_random_times_during_saves_never_cost_the_run(tmp_path):
+    run, resumed_from = RunDir(tmp_path / "killed"), [0]
+    settings = {"checkpoint_every": 1, "keep_last": 1, "steps": 400, "decay": "constant"}
+    chance = random.Random(0)
+    for _ in range(20):
+        child = multiprocessing.get_context("fork").Process(target=lambda: list(events(run.path, **settings)))
+        child.start()
+        time.sleep(0.1 + 0.3 * chance.random())
+        child.kill()
+        child.join()
+        saved = run.saved_checkpoints()
+        assert len(saved) <= 2
+        training = events(run.path, **settings)
+        started = next(training)
+        training.close()
+        assert started.warnings == ()
+        assert started.step >= max(resumed_from)
+        assert started.step > 0 or not saved
+        resumed_from.append(started.step)
+    assert resumed_from[-1] > 0
+    assert not list(run.checkpoints.glob(".*"))
 
 
 @pytest.mark.slow

@@ -50,6 +50,32 @@ def test_resumed_training_equals_the_uninterrupted_bit_for_bit(tmp_path, stop):
     assert {s: v for s, v in losses(whole).items() if s > stop} == losses(rest)
 
 
+@pytest.mark.parametrize("settings", [{"channels_last": True}, {"precision": "bf16"}, {"weight_decay": 0.1}])
+def test_resume_is_exact_for_convolutions_in_every_layout_and_type(tmp_path, settings):
+    def module():
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            head = (nn.SiLU(), nn.Flatten(), nn.Linear(8 * 36, 1))
+            return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), *head)
+
+    def images(step, micro):
+        return batches(step, micro)[:, None, :, None].expand(-1, 2, -1, 6)
+
+    def plain(net, batch):
+        return LossOutput((net(batch).squeeze(1).float() - batch.mean(dim=(1, 2, 3))).square().mean())
+
+    def train(name):
+        return events(tmp_path / name, module=module(), loss=plain, batches=images, **settings)
+
+    list(train("whole"))
+    first = train("parts")
+    while not isinstance(event := next(first), Saved) or event.step < 12:
+        pass
+    first.close()
+    list(train("parts"))
+    assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+
+
 def test_accumulation_equals_the_big_batch(tmp_path):
     def whole_batch(step, micro):
         return torch.cat([data(step, 0), data(step, 1)])
