@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +13,25 @@ from torch import Tensor, nn
 
 from cellbridge.adapters import library, lora
 from cellbridge.conditions import Condition
-from cellbridge.config import AdapterConfig, NetworkConfig, ScheduleConfig, Section, SolverConfig
+from cellbridge.config import AdapterConfig, NetworkConfig, ScheduleConfig, Section, SolverConfig, TrainingConfig
+from cellbridge.data.dataset import BatchSource
+from cellbridge.data.store import StoreInfo
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
+from cellbridge.diffusion.fitting import denoising_loss, noised_batches
 from cellbridge.diffusion.guidance import ClassifierFreeGuidance
+from cellbridge.diffusion.samplers import sample
 from cellbridge.diffusion.schedule import Schedule, make_schedule
 from cellbridge.errors import CheckpointError, ModelError
 from cellbridge.networks.classifier import Classifier, load_classifier_directory
 from cellbridge.networks.unet import build_unet, load_unet, save_base
+from cellbridge.plots.composite import contrast_limits
+from cellbridge.plots.montage import montage
 from cellbridge.runs import RunDir, fingerprint, publish_directory, write_text
+from cellbridge.runtime import autocast, noise_per_image, pick_precision
+from cellbridge.training.checkpoint import as_resume
+from cellbridge.training.ema import applied
+from cellbridge.training.events import Finished, show
+from cellbridge.training.loop import fit
 from cellbridge.translators.ddib import Ddib
 from cellbridge.translators.translator import Translator
 
@@ -31,6 +42,7 @@ CARD = "cellbridge.json"
 NULL_ROW = 0
 CONTROL_ROW = 1
 SPARE = "<adapter>"
+_SAMPLES = 6
 
 
 class ModelCard(Section):
@@ -55,7 +67,9 @@ class ModelCard(Section):
     def row(self, name: str) -> int:
         """Return the embedding row of a condition; raise ModelError where the model was not trained on it."""
         if name not in self.conditions:
-            raise ModelError(f'the {self.kind} knows {list(self.conditions[1:])}, not "{name}". Fine-tune an adapter for it.')
+            raise ModelError(
+                f'the {self.kind} knows {list(self.conditions[1:])}, not "{name}". Fine-tune an adapter for it.'
+            )
         return self.conditions.index(name)
 
 
@@ -85,12 +99,108 @@ def build_network(config: NetworkConfig, *, channels: int, size_px: int, conditi
         return BACKBONES[config.backbone](config, channels=channels, size_px=size_px, conditions=conditions)
 
 
+def labels_of(names: Iterable[str], conditions: Sequence[str]) -> Tensor:
+    """Return the embedding row of each condition name, int64."""
+    row = {name: index for index, name in enumerate(conditions)}
+    return torch.tensor([row[name] for name in names], dtype=torch.int64)
+
+
+def check_fit(card: ModelCard, info: StoreInfo) -> None:
+    """Raise ModelError where a model and a store differ in channels, their order, or size."""
+    if card.channels != info.channels or card.size_px != info.size_px:
+        raise ModelError(
+            f"the model was trained on {card.size_px} px of {list(card.channels)}, but {info.path} holds {info.size_px} px of "
+            f"{list(info.channels)}. Prepare the store with the model's size_px and channels."
+        )
+
+
+def fit_denoiser(
+    network: nn.Module,
+    source: BatchSource,
+    *,
+    schedule: ScheduleConfig,
+    training: TrainingConfig,
+    sampler: SolverConfig,
+    condition_dropout: float,
+    conditions: Sequence[str],
+    shown: Sequence[str],
+    channels: Sequence[str],
+    device: torch.device,
+    run: RunDir,
+    resume: str,
+    identity: Mapping[str, str],
+    description: str,
+) -> Finished:
+    """Train a backbone on the diffusion loss, showing progress, and draw a labelled grid of samples at the end.
+
+    Noise, times and hidden conditions are functions of (seed, step, micro-batch), as the order of the data is.
+
+    Parameters
+    ----------
+    conditions : what the rows of the condition embedding mean.
+    shown : the conditions that the sample grid draws.
+    """
+    levels = make_schedule(schedule.kind, schedule.steps).to(device)
+    events = fit(
+        network,
+        denoising_loss(levels, schedule.prediction),
+        noised_batches(
+            source, steps=schedule.steps, seed=training.seed, condition_dropout=condition_dropout, device=device
+        ),
+        config=training,
+        run=run,
+        identity=identity,
+        device=device,
+        resume=as_resume(resume),
+    )
+
+    real = source(0, 0).images[:_SAMPLES].cpu().numpy()
+
+    def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:
+        precision = autocast(device, pick_precision(training.precision, device))
+        with applied(network, ema), precision:
+            denoiser = NetworkDenoiser(network, levels, schedule.prediction)
+            images = _samples(
+                denoiser,
+                [conditions.index(name) for name in shown],
+                source.data.image_shape,
+                sampler=sampler,
+                device=device,
+            )
+        grid = {name: drawn.cpu().numpy() for name, drawn in zip(shown, images.split(_SAMPLES), strict=True)}
+        axes = montage({"real": real, **grid}, channels, contrast_limits(real), ax=None)
+        run.samples.mkdir(parents=True, exist_ok=True)
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.savefig(run.samples / f"step-{step:08d}.png", dpi=150)
+
+    return show(
+        events,
+        run=run,
+        description=description,
+        total=training.steps,
+        images_per_step=training.batch_size,
+        on_sample=draw_samples,
+    )
+
+
+def _samples(
+    denoiser: Denoiser, rows: Sequence[int], shape: tuple[int, ...], *, sampler: SolverConfig, device: torch.device
+) -> Tensor:
+    """Draw a few images of each embedding row, from the same noise in every row and at every step of the training."""
+    noise = noise_per_image(torch.arange(_SAMPLES), shape, purpose="sample grid").to(device).repeat(len(rows), 1, 1, 1)
+    labels = torch.tensor(rows, device=device).repeat_interleave(_SAMPLES)
+    return sample(denoiser, noise, labels, steps=sampler.steps, order=sampler.order, grid=sampler.grid).float()
+
+
 def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
     """Publish the averaged weights as a diffusers folder with the card beside it."""
     averaged = copy.deepcopy(network)
     averaged.load_state_dict(dict(ema), strict=False)
     with publish_directory(run.model, manifest={"kind": card.kind}) as directory:
-        save_base(averaged, directory, kind=card.schedule.kind, steps=card.schedule.steps, prediction=card.schedule.prediction)
+        save_base(
+            averaged, directory, kind=card.schedule.kind, steps=card.schedule.steps, prediction=card.schedule.prediction
+        )
         write_text(directory / CARD, card.model_dump_json(indent=2) + "\n")
 
 
@@ -107,11 +217,37 @@ def load_base(path: Path, *, device: torch.device | str = "cpu") -> Base:
     return Base(network, card, fingerprint(path), make_schedule(card.schedule.kind, card.schedule.steps).to(device))
 
 
-def attach_adapter(base: Base, config: AdapterConfig) -> nn.Module:
-    """Return the base with a fresh LoRA adapter whose condition row starts as a copy of the control's."""
+def attach_adapter(base: Base, config: AdapterConfig, *, seed: int, init_from: Path | None = None) -> nn.Module:
+    """Return the base with a LoRA adapter whose condition row starts as a copy of the control's.
+
+    Parameters
+    ----------
+    init_from : an adapter's directory whose weights it starts from; fresh ones are drawn from `seed`.
+    """
     network = copy.deepcopy(base.network)
     lora.copy_row(network, source=CONTROL_ROW, target=len(base.card.conditions) - 1)
-    return lora.attach(network, rank=config.rank, alpha=config.alpha, targets=config.targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = lora.attach(network, rank=config.rank, alpha=config.alpha, targets=config.targets)
+    if init_from is not None:
+        directory = _model_directory(init_from)
+        loaded = library.load_adapter(copy.deepcopy(base.network), directory, base_sha256=base.sha256)
+        given = dict(loaded.named_parameters())
+        lora.copy_weights(model, {name: given[name] for name in lora.trainable(model) if name in given})
+    return model
+
+
+def load_base_weights(network: nn.Module, path: Path) -> None:
+    """Start a backbone from the weights of another base's directory (or run)."""
+    network.load_state_dict(load_unet(_model_directory(path) / "unet").state_dict())
+
+
+def _model_directory(path: Path) -> Path:
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: is a file; give a run or model directory (safetensors only, pickles are never opened)."
+        )
+    return RunDir(path).require_model() if (path / "model").is_dir() else path
 
 
 def publish_adapter(run: RunDir, model: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -191,7 +327,9 @@ def read_card(directory: Path, *, kind: str) -> ModelCard:
     except FileNotFoundError:
         raise CheckpointError(f"{directory}: holds no {CARD}; it was not made by cellbridge.") from None
     except (ValueError, ValidationError) as error:
-        raise ModelError(f"{directory / CARD}: is not a base's or an adapter's card ({str(error).splitlines()[0]}).") from None
+        raise ModelError(
+            f"{directory / CARD}: is not a base's or an adapter's card ({str(error).splitlines()[0]})."
+        ) from None
     if card.kind != kind:
         raise ModelError(f"{directory}: holds a model of kind {card.kind!r}, expected {kind!r}.")
     return card

@@ -4,6 +4,7 @@ Sections that describe a part (network, schedule, adapter …) live here, so tha
 a stage composes them with its own settings in its own file.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -150,6 +151,17 @@ def validate(model: type[ConfigT], values: dict[str, Any], *, source: str) -> Co
 def dump(config: BaseModel) -> str:
     """Return the configuration as YAML that `load` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def binding(config: BaseModel, *, exclude: set[str]) -> dict[str, str]:
+    """Return the settings that decide a result, one `settings.KEY` each, for a checkpoint to be held against.
+
+    Parameters
+    ----------
+    exclude : keys that do not decide it (a device), or that are held apart (the training settings, hashed inputs).
+    """
+    values = config.model_dump(mode="json", exclude=exclude)
+    return {f"settings.{key}": json.dumps(value, sort_keys=True) for key, value in values.items()}
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

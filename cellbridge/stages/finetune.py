@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cellbridge.conditions import resolve
-from cellbridge.config import AdapterConfig, Section, SolverConfig, TrainingConfig, dump
+from cellbridge.config import AdapterConfig, Section, SolverConfig, TrainingConfig, binding, dump
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError
-from cellbridge.runs import RunDir, fingerprint
+from cellbridge.runs import RunDir, begin, fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cellbridge.data.store import Store
+
+
+_NOT_BINDING = {"store", "base", "training", "sampler", "resume", "device"}
 
 
 class Config(Section):
@@ -53,9 +56,12 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     info = describe(config.store)
     condition = resolve(config.condition, info.conditions, aliases=info.aliases)
     if condition.name == info.control:
-        raise ConditionError(f'"{condition.name}" is the control, which the base already models. Name a treated condition.')
+        raise ConditionError(
+            f'"{condition.name}" is the control, which the base already models. Name a treated condition.'
+        )
 
     from cellbridge import assembly
+    from cellbridge.data.balance import classes_of, sample_weights
     from cellbridge.data.dataset import BatchSource, CellData
     from cellbridge.data.store import open_store
     from cellbridge.runtime import pick_device
@@ -65,6 +71,10 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     assembly.check_fit(base.card, info)
     store = open_store(config.store)
     rows = _rows(config, store, condition.name)
+    run_dir = RunDir(out)
+    inputs_sha256 = begin(
+        run_dir, config=dump(config), seed=config.training.seed, inputs={"store": config.store, "base": config.base}
+    )
     conditions = (*base.card.conditions[:-1], condition.name)
     names = store.condition_names[rows]
     source = BatchSource(
@@ -73,11 +83,9 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         accumulation=config.training.accumulation,
         seed=config.training.seed,
         augment=config.augment,
-        loss_weights=_class_weights(store, rows, names, beta=config.beta),
+        weights=sample_weights(classes_of(names, store.plates[rows])[0], beta=config.beta),
     )
-    model = assembly.attach_adapter(base, config.adapter)
-    if config.init_from is not None:
-        assembly.load_adapter_weights(model, config.init_from, base=base)
+    model = assembly.attach_adapter(base, config.adapter, seed=config.training.seed, init_from=config.init_from)
     finished = assembly.fit_denoiser(
         model,
         source,
@@ -87,10 +95,11 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         condition_dropout=config.condition_dropout,
         conditions=conditions,
         channels=info.channels,
-        run=RunDir(out),
-        config_text=dump(config),
-        inputs={"store": config.store, "base": config.base},
+        device=device,
+        run=run_dir,
         resume=config.resume,
+        identity=inputs_sha256 | binding(config, exclude=_NOT_BINDING),
+        shown=[info.control, condition.name],
         description=f"finetune {condition.name}",
     )
     card = base.card.model_copy(
@@ -98,15 +107,15 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
             "kind": "adapter",
             "conditions": conditions,
             "plates": tuple(sorted(set(store.obs["Metadata_Plate"].iloc[rows]))),
-            "store_sha256": fingerprint(config.store),
+            "store_sha256": inputs_sha256["store"],
             "adapter": config.adapter,
             "base_sha256": base.sha256,
         }
     )
-    assembly.publish_adapter(RunDir(out), model, ema=finished.ema, card=card)
+    assembly.publish_adapter(run_dir, model, ema=finished.ema, card=card)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
-        "model": str(RunDir(out).model),
+        "model": str(run_dir.model),
         "condition": condition.name,
         "cells": int((names == condition.name).sum()),
         "replayed control cells": int((names != condition.name).sum()),
@@ -121,7 +130,9 @@ def _rows(config: Config, store: "Store", condition: str) -> "np.ndarray":
 
     treated = store.select(split=config.split, conditions=[condition], plates=config.plates)
     if len(treated) == 0:
-        raise StoreError(f'{config.store}: no cell of "{condition}" in split {config.split!r} on these plates to train on.')
+        raise StoreError(
+            f'{config.store}: no cell of "{condition}" in split {config.split!r} on these plates to train on.'
+        )
     control = store.select(split=config.split, conditions=[store.info.control], plates=config.plates)
     wanted = min(round(len(treated) * config.replay / (1 - config.replay)), len(control))
     shuffled = np.random.default_rng(config.training.seed).permutation(control)
@@ -131,14 +142,3 @@ def _rows(config: Config, store: "Store", condition: str) -> "np.ndarray":
         rank[of_plate] = np.arange(of_plate.sum())
     replayed = shuffled[np.argsort(rank, kind="stable")[:wanted]]
     return np.sort(np.concatenate([treated, replayed]))
-
-
-def _class_weights(store: "Store", rows: "np.ndarray", names: "np.ndarray", *, beta: float) -> "np.ndarray":
-    """Return one loss weight per row, by the effective number of cells of its (condition, plate)."""
-    import numpy as np
-
-    from cellbridge.data.balance import effective_number_weights
-
-    classes = np.array([f"{name}\x1f{plate}" for name, plate in zip(names, store.plates[rows], strict=True)])
-    _, index, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    return np.asarray(effective_number_weights(counts, beta))[index]

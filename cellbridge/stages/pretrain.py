@@ -6,10 +6,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cellbridge.conditions import Condition, resolve
-from cellbridge.config import NetworkConfig, ScheduleConfig, Section, SolverConfig, TrainingConfig, dump
+from cellbridge.config import NetworkConfig, ScheduleConfig, Section, SolverConfig, TrainingConfig, binding, dump
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import StoreError
-from cellbridge.runs import RunDir, fingerprint
+from cellbridge.runs import RunDir, begin, fingerprint
+
+_NOT_BINDING = {"store", "training", "sampler", "resume", "device"}
 
 
 class Config(Section):
@@ -53,6 +55,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     rows = store.select(split=config.split, conditions=names, plates=config.plates)
     if len(rows) == 0:
         raise StoreError(f"{config.store}: no cell of {names} in split {config.split!r} on these plates to train on.")
+    run_dir = RunDir(out)
+    inputs_sha256 = begin(run_dir, config=dump(config), seed=config.training.seed, inputs={"store": config.store})
     conditions = assembly.base_rows(names)
     network = assembly.build_network(
         config.network,
@@ -79,10 +83,11 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         condition_dropout=config.condition_dropout,
         conditions=conditions,
         channels=info.channels,
-        run=RunDir(out),
-        config_text=dump(config),
-        inputs={"store": config.store},
+        device=device,
+        run=run_dir,
         resume=config.resume,
+        identity=inputs_sha256 | binding(config, exclude=_NOT_BINDING),
+        shown=names,
         description="pretrain",
     )
     card = assembly.ModelCard(
@@ -93,11 +98,11 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         network=config.network,
         schedule=config.schedule,
         plates=tuple(sorted(set(store.plates[rows]))),
-        store_sha256=fingerprint(config.store),
+        store_sha256=inputs_sha256["store"],
     )
-    assembly.publish_base(RunDir(out), network, ema=finished.ema, card=card)
+    assembly.publish_base(run_dir, network, ema=finished.ema, card=card)
     parameters = sum(p.numel() for p in network.parameters())
-    return {"model": str(RunDir(out).model), "cells": len(rows), "parameters": parameters, "sha256": fingerprint(out)}
+    return {"model": str(run_dir.model), "cells": len(rows), "parameters": parameters, "sha256": fingerprint(out)}
 
 
 def _conditions(config: Config, info: StoreInfo) -> list[Condition]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import PositiveInt
 
 from cellbridge.conditions import Condition, resolve
-from cellbridge.config import Section, SolverConfig, dump
+from cellbridge.config import Section, SolverConfig
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
 from cellbridge.progress import bar
@@ -79,7 +79,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if len(rows) == 0:
         raise StoreError(f"{config.store}: no cell of {source.name} in split {config.split!r} to translate.")
     rows = _draw(rows, n=config.n, seed=config.seed)
-    images, x_T = _translate(config, store, translator, targets, rows, device=device)  # noqa: N806
+    images, x_T = _translate(config, store, translator, targets, rows, device=device)
     counts, clipped = store.intensity.to_counts(images, list(store.plates[rows]) * len(targets))
     masks = store.masks(rows)
     write_store(
@@ -93,15 +93,24 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         control=info.control,
         intensity=store.intensity,
         masks=None if masks is None else masks[list(range(len(rows))) * len(targets)],
-        x_T=x_T.numpy(),
+        x_T=None if x_T is None else x_T.numpy(),
         attributes={
             "config": config.model_dump(mode="json"),
-            "inputs": {"store": fingerprint(config.store), "base": base.sha256, "adapters": [fingerprint(a) for a in config.adapters]},
+            "inputs": {
+                "store": fingerprint(config.store),
+                "base": base.sha256,
+                "adapters": [fingerprint(a) for a in config.adapters],
+            },
             "share_clipped": clipped,
         },
         overwrite=True,
     )
-    return {"store": str(out), "cells": len(rows), "targets": [t.name for t in targets], "share clipped": round(clipped, 6)}
+    return {
+        "store": str(out),
+        "cells": len(rows),
+        "targets": [t.name for t in targets],
+        "share clipped": round(clipped, 6),
+    }
 
 
 def _choose(wanted: list[Condition], offered: tuple[Condition, ...], *, source: Condition) -> list[Condition]:
@@ -133,22 +142,25 @@ def _translate(
     rows: "np.ndarray",
     *,
     device: "torch.device",
-) -> "tuple[torch.Tensor, torch.Tensor]":
+) -> "tuple[torch.Tensor, torch.Tensor | None]":
     import torch
 
     from cellbridge.runtime import autocast, pick_precision
+    from cellbridge.translators.ddib import Ddib
 
     dtype = pick_precision(config.precision, device)
     images: list[list[torch.Tensor]] = [[] for _ in targets]
-    noises: list[list[torch.Tensor]] = [[] for _ in targets]
+    noises: list[torch.Tensor] = []
     with torch.inference_mode(), autocast(device, dtype), bar("translate", total=len(rows), unit="cells") as shown:
         for start in range(0, len(rows), config.batch_size):
             batch = _batch(store, rows[start : start + config.batch_size], seed=config.seed, device=device)
+            if isinstance(translator, Ddib):
+                noises.append(translator.encode(batch).float().cpu())
             for i, target in enumerate(targets):
                 images[i].append(translator.translate(batch, target=target).images.float().cpu())
-                noises[i].append(translator.noise(batch).float().cpu())
             shown.advance(len(batch.cell_ids))
-    return torch.cat([torch.cat(some) for some in images]), torch.cat([torch.cat(some) for some in noises])
+    x_T = torch.cat(noises).repeat(len(targets), 1, 1, 1) if noises else None
+    return torch.cat([torch.cat(some) for some in images]), x_T
 
 
 def _batch(store: "Store", rows: "np.ndarray", *, seed: int, device: "torch.device") -> "CellBatch":

@@ -133,6 +133,12 @@ def newest(run: RunDir) -> Resumption:
     return Resumption()
 
 
+def as_resume(text: str) -> Resume:
+    """Read what `--resume` was given: auto, never, or a checkpoint's path."""
+    words: dict[str, Resume] = {"auto": "auto", "never": "never"}
+    return words.get(text) or Path(text)
+
+
 def resolve(run: RunDir, resume: Resume) -> Resumption:
     """Find what training continues from; nothing is created.
 
