@@ -1,9 +1,12 @@
 """Is it X? What a condition classifier, trained on other plates, says of images."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cellbridge.metrics.intervals import Blocks, Estimate, percentile_interval, resampled_means
+from cellbridge.metrics.intervals import Blocks, Estimate, percentile_interval, resampled_means, share
 from cellbridge.metrics.intervals import bootstrap as bootstrap_means
 
 Floats = NDArray[np.floating]
@@ -66,6 +69,36 @@ def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], *, co
     table = np.zeros((conditions, conditions), dtype=np.int64)
     np.add.at(table, (labels, predicted), 1)
     return table
+
+
+def accuracy(
+    logits: Floats, labels: NDArray[np.integer], names: Sequence[str], blocks: Blocks, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return how well real cells are recognised: balanced accuracy, confusion, and recall and AUC against the control of each condition.
+
+    Parameters
+    ----------
+    logits : (n, condition); the control is condition 0.
+    labels : (n,), the true condition of each cell.
+    names : of the conditions.
+    """
+    draws = {"resamples": resamples, "seed": seed}
+    predicted, control = logits.argmax(axis=1), np.flatnonzero(labels == 0)
+    per_condition: dict[str, Any] = {}
+    for label, name in enumerate(names):
+        own = np.flatnonzero(labels == label)
+        if len(own) == 0:
+            continue
+        recall = share(predicted[own] == label, blocks.take(own), **draws)
+        per_condition[name] = {"n": len(own), "recall": recall.to_dict()}
+        if label and len(control):
+            odds, sides = log_odds(logits, label, 0), (blocks.take(own), blocks.take(control))
+            per_condition[name]["auc"] = auc_estimate(odds[own], odds[control], sides, **draws).to_dict()
+    return {
+        "balanced_accuracy": balanced_accuracy(predicted, labels, blocks, **draws).to_dict(),
+        "per_condition": per_condition,
+        "confusion": confusion(predicted, labels, conditions=len(names)).tolist(),
+    }
 
 
 def _copies(blocks: Blocks, *, resamples: int, seed: int) -> NDArray[np.float64] | None:

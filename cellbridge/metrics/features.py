@@ -50,6 +50,27 @@ def extract(extractor: Extractor, images: Tensor, *, batch_size: int = 256) -> T
     return features
 
 
+def standardised(extractor: Extractor, images: Tensor, *, name: str) -> Extractor:
+    """Return the extractor with each feature centred and divided by its standard deviation over reference images.
+
+    The kernel distance's cubic kernel is meant for features of order 1, and a Fréchet distance in raw features is ruled by those that
+    happen to be large. Features that are constant on the reference images are only centred.
+
+    Parameters
+    ----------
+    images : real images that no row is scored on.
+    name : what these images are, in words that stand in the extractor's name.
+    """
+    features = extract(extractor, images)
+    centre, deviation = features.mean(dim=0), features.std(dim=0)
+    scale = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
+
+    def scaled(batch: Tensor) -> Tensor:
+        return (extractor.features(batch).cpu() - centre) / scale
+
+    return Extractor(f"{extractor.name}, standardised on {name}", extractor.sha256, scaled)
+
+
 def read_foreign_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """Read weights that others made, without running any code in them, and return them with the file's sha256.
 

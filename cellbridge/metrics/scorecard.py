@@ -15,7 +15,7 @@ from torch import Tensor
 from cellbridge.metrics import classification, content
 from cellbridge.metrics.features import Extractor, extract
 from cellbridge.metrics.fid import Distances, distances, gap_closed
-from cellbridge.metrics.intervals import Blocks, Estimate, ratio, share
+from cellbridge.metrics.intervals import Blocks, Estimate, bootstrap, ratio, share
 
 Kind = Literal["model", "null", "real", "bound"]
 """A method under judgement; what it must beat; real cells of the target; the truth and the best that can be known of it."""
@@ -99,27 +99,37 @@ class Judge:
     seed: int
 
 
-def score_target(arms: Sequence[Arm], draws: Draws, *, truth: Truth | None, judge: Judge) -> dict[str, Any]:
+def score_target(arms: Sequence[Arm], draws: Draws | None, *, truth: Truth | None, judge: Judge) -> dict[str, Any]:
     """Score every arm of one target.
+
+    Parameters
+    ----------
+    draws : None where there are too few real cells, so that no distance is computed.
 
     Returns
     -------
     rows : one plain dictionary per arm, in order; what cannot be computed is `{"not_computed": why}`.
     distances : floor and ceiling, per extractor.
     """
-    bounds = [_bounds(draws, extractor) for extractor in judge.extractors]
+    bounds = [] if draws is None else [_bounds(draws, extractor) for extractor in judge.extractors]
     logits = {arm.key: judge.logits(arm.images) for arm in arms}
     hits = _hit_columns(arms, logits, judge)
     errors = _error_columns(arms, truth, judge) if truth is not None else {}
     rows = []
     for arm in arms:
         row: dict[str, Any] = {"key": arm.key, "name": arm.name, "kind": arm.kind, "n": len(arm.images)}
-        for index, (extractor, bound) in enumerate(zip(judge.extractors, bounds, strict=True)):
+        if draws is None:
+            row |= dict.fromkeys(("frechet", "kernel", "gap_closed", "gap_closed_kernel"), _TOO_FEW)
+        for index, (extractor, bound) in enumerate(zip(judge.extractors, bounds, strict=False)):
+            assert draws is not None
             columns = _distance_columns(arm, draws, extractor, bound)
             row |= columns if index == 0 else {"others": {**row.get("others", {}), extractor.name: columns}}
         rows.append(row | hits[arm.key] | errors.get(arm.key, {}))
     names = [extractor.name for extractor in judge.extractors]
-    return {"rows": rows, "distances": {name: bound.to_dict() for name, bound in zip(names, bounds, strict=True)}}
+    return {"rows": rows, "distances": {name: bound.to_dict() for name, bound in zip(names, bounds, strict=False)}}
+
+
+_TOO_FEW = {"not_computed": "too few real cells for three disjoint draws of the target and one of the control"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,19 @@ def _hit_columns(
             pair = (arm.blocks, real.blocks)
             relative = ratio(hits[arm.key].astype(float), hits[real.key].astype(float), pair, **settings)
             columns[arm.key]["hit_relative"] = _or_reason(relative, "no real cell of the target is recognised")
+        if arm.kind != "real":
+            columns[arm.key]["hit_against"] = {
+                other.key: _more_often(hits[arm.key], hits[other.key], arm.blocks, judge).to_dict()
+                for other in arms
+                if other.kind != "real" and other.key != arm.key
+            }
     return columns
+
+
+def _more_often(hits: NDArray[np.bool_], others: NDArray[np.bool_], blocks: Blocks, judge: Judge) -> Estimate:
+    """Estimate how much more often the target is seen than in another arm's outputs of the same cells."""
+    difference = hits.astype(float) - others
+    return bootstrap(difference, lambda means: means[:, 0], blocks, resamples=judge.resamples, seed=judge.seed)
 
 
 def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str, dict[str, Any]]:
@@ -205,6 +227,10 @@ def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str,
             part = {key: values[cells] for key, values in errors.items()}
             found = _error_entries(arm.key, part, blocks.take(cells), judge) if len(cells) else {}
             columns[arm.key] |= {f"{name}{suffix}": value for name, value in found.items()}
+        if arm.key == "counterfactual":
+            columns[arm.key] |= dict.fromkeys(
+                ("score", "score_responders"), {"not_computed": "this row is the truth itself"}
+            )
     return columns
 
 

@@ -1,6 +1,6 @@
 """Numbers into words: what a reader may believe of a translation, computed from intervals against the null rows.
 
-No threshold here was fitted to anything: a row beats another where their intervals do not meet, or where the paired difference excludes 0.
+No threshold here was fitted to anything: a row beats another where the interval of their difference on the same cells excludes 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ def judge(rows: Sequence[Row], key: str, *, target: str, control: str, separable
         *shuffle_words,
         *_distance(model),
     ]
-    if phenotype != "carries":
+    if phenotype != "carries" and not (phenotype in ("shift", "smoothing") and closer == "closer"):
         label = {
             "unknown": "target not known to the classifier",
             "control": f"indistinguishable from {control}",
@@ -87,8 +87,12 @@ def _phenotype(rows: Mapping[str, Row], model: Row, *, target: str, control: str
     nulls = [(kind, rows[key]) for key, kind in _NULLS if key in rows]
     listed = ", ".join(f"{row['name']} {_percent(row['target_hit'], interval=False)}" for _, row in nulls)
     sentences = [f"{words}; {listed}." if listed else f"{words}."]
+    if real is not None and _low(hit) > _high(real["target_hit"]):
+        sentences.append(
+            "That is more often than in real cells: the effect, or the share of cells that respond, is overdone."
+        )
     for kind, row in nulls:
-        if _low(hit) <= _high(row["target_hit"]):
+        if _low(model["hit_against"][row["key"]]) <= 0:
             return kind, sentences
     return "carries", sentences
 
@@ -126,7 +130,7 @@ def _condition_used(rows: Mapping[str, Row], model: Row, *, target: str) -> tupl
     ):
         return None, []
     percent = _percent(shuffled["target_hit"], interval=False)
-    if _low(model["target_hit"]) > _high(shuffled["target_hit"]):
+    if _low(model["hit_against"][shuffled["key"]]) > 0:
         return True, [
             f"Outputs of the same cells for other targets are seen as {target} in {percent}: the condition is used."
         ]

@@ -1,0 +1,229 @@
+"""Which cells are compared: translated outputs with their sources, real target cells and counterfactuals, in disjoint draws."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cellbridge.data.store import Store
+from cellbridge.errors import StoreError
+
+Rows = NDArray[np.int64]
+
+_FEWEST_HELD_OUT = 10
+_PROVENANCE = ("Metadata_SourceCell", "Metadata_TargetCondition", "Metadata_Model")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of three stores that the table of one target is made from; position i of the paired ones is source cell i.
+
+    Parameters
+    ----------
+    source : condition of the cells that were translated.
+    sources : rows of the reference store, (n,).
+    outputs : model → rows of the translated store, (n,).
+    shuffled : model → rows of the same cells under other targets, drawn at random, (n,); None where there is no other target.
+    real : rows of real target cells, for target hits.
+    scored : positions in `sources` that distances are computed on, (m,); empty where there are too few real cells.
+    reference, floor : three disjoint draws of real target cells, (m,) each.
+    ceiling : real cells of the source condition that are not among those scored, (m,).
+    counterfactual, responding : rows of the truth store, -1 where there is none, (n,).
+    lost : translated cells left out because the truth has no counterfactual of them (the compound removes them).
+    train_source, train_target : rows of training cells, for fitting null rows.
+    """
+
+    target: str
+    source: str
+    sources: Rows
+    outputs: Mapping[str, Rows]
+    shuffled: Mapping[str, Rows | None]
+    real: Rows
+    scored: Rows
+    reference: Rows
+    floor: tuple[Rows, Rows]
+    ceiling: Rows
+    counterfactual: Rows
+    responding: Rows
+    lost: int
+    train_source: Rows
+    train_target: Rows
+
+
+def compare(
+    translated: Store, reference: Store, truth: Store | None, *, split: str, n: int | None, seed: int
+) -> list[Comparison]:
+    """Choose the cells of every target, the same source cells for all targets where they share enough.
+
+    Where the truth knows the target, only cells with a counterfactual are scored: real target cells are survivors, too.
+
+    Parameters
+    ----------
+    translated : outputs, with their source cell, target condition and model.
+    reference : the store that was translated.
+    split : of the reference store; outputs of other cells are left out.
+    n : cells per row at most.
+    seed : of every draw.
+
+    Raises
+    ------
+    StoreError : the translated store does not say what its cells were made from, or not from cells of `reference` in `split`.
+    """
+    paired = _pairs(translated, reference, split=split)
+    by_target = {target: _shared_sources(part) for target, part in paired.groupby("target", sort=True)}
+    common = sorted(set.intersection(*map(set, by_target.values())))
+    fewest = min(len(sources) for sources in by_target.values())
+    comparisons = []
+    for target, sources in by_target.items():
+        pool = np.array(common if 2 * len(common) >= fewest else sources, dtype=np.int64)
+        known = pool[_truth_rows(truth, reference, pool, str(target), "counterfactual") >= 0]
+        pool, lost = (known, len(pool) - len(known)) if len(known) else (pool, 0)
+        chosen = _draw(
+            pool, n, np.random.default_rng([seed, 0])
+        )  # the same cells whatever the target, where all are known
+        comparison = _compare(str(target), chosen, paired, reference, truth, split=split, seed=seed)
+        comparisons.append(replace(comparison, lost=lost))
+    return comparisons
+
+
+def held_out(
+    reference: Store, conditions: Sequence[str], *, split: str, generated_from: Rows
+) -> tuple[Rows, dict[str, str]]:
+    """Choose real cells for a classifier's accuracy: of wells that nothing was generated from, where there are any.
+
+    Returns
+    -------
+    rows, and per condition what was left out, in words.
+    """
+    wells = (
+        reference.obs["Metadata_Plate"].astype(str) + "\x1f" + reference.obs["Metadata_Well"].astype(str)
+    ).to_numpy()
+    in_split = (reference.obs["Metadata_Split"] == split).to_numpy()
+    used_well = np.isin(wells, np.unique(wells[generated_from]))
+    used_cell = np.zeros(len(wells), dtype=bool)
+    used_cell[generated_from] = True
+    choices = (
+        (used_well, "wells that cells were translated from are left out"),
+        (used_cell, "translated cells are left out, other cells of their wells are not"),
+        (np.zeros_like(used_cell), "all cells, translated ones among them: there are too few others"),
+    )
+    chosen, words = [], {}
+    for condition in conditions:
+        candidates = in_split & (reference.condition_names == condition)
+        options = [(np.flatnonzero(candidates & ~left_out), text) for left_out, text in choices]
+        rows, words[condition] = next((option for option in options if len(option[0]) >= _FEWEST_HELD_OUT), options[-1])
+        chosen.append(rows)
+    return np.sort(np.concatenate(chosen)).astype(np.int64), words
+
+
+def _pairs(translated: Store, reference: Store, *, split: str) -> pd.DataFrame:
+    """Return one row per output: its row, its source's row, target and model; repeats of one (source, target, model) are left out."""
+    obs = translated.obs
+    missing = [column for column in _PROVENANCE if column not in obs.columns]
+    if missing:
+        raise StoreError(
+            f"{translated.info.path}: has no column {missing[0]}, so it does not say what its cells were made from. "
+            "Give the store that `cellbridge translate` wrote."
+        )
+    source = reference.obs.index.get_indexer(pd.Index(obs["Metadata_SourceCell"].astype(str)))
+    if (source < 0).any():
+        unknown = obs["Metadata_SourceCell"].iloc[int(np.flatnonzero(source < 0)[0])]
+        raise StoreError(
+            f'{translated.info.path}: source cell "{unknown}" is not in {reference.info.path}. Give the store that was translated.'
+        )
+    pairs = pd.DataFrame(
+        {
+            "row": np.arange(len(obs)),
+            "source": source,
+            "target": obs["Metadata_TargetCondition"].to_numpy(),
+            "model": obs["Metadata_Model"].to_numpy(),
+        }
+    )
+    pairs = pairs[(reference.obs["Metadata_Split"] == split).to_numpy()[source]]
+    if pairs.empty:
+        found = sorted(set(reference.obs["Metadata_Split"].iloc[source]))
+        raise StoreError(f'{translated.info.path}: no cell was made from split "{split}" (found: {", ".join(found)}).')
+    return pairs.drop_duplicates(["source", "target", "model"])
+
+
+def _shared_sources(pairs: pd.DataFrame) -> list[int]:
+    """Return the source cells that every model translated to this target."""
+    sets = [set(part["source"]) for _, part in pairs.groupby("model")]
+    shared = sorted(set.intersection(*sets))
+    if not shared:
+        names = ", ".join(sorted(pairs["model"].unique()))
+        raise StoreError(f"the models {names} translated different cells; evaluate them one by one.")
+    return shared
+
+
+def _compare(
+    target: str, sources: Rows, paired: pd.DataFrame, reference: Store, truth: Store | None, *, split: str, seed: int
+) -> Comparison:
+    names = reference.condition_names
+    found = sorted(set(names[sources]))
+    if len(found) > 1:
+        raise StoreError(
+            f"cells of several conditions were translated to {target} ({', '.join(found)}); evaluate one source."
+        )
+    in_split = (reference.obs["Metadata_Split"] == split).to_numpy()
+    training = (reference.obs["Metadata_Split"] == "train").to_numpy() & (split != "train")
+    rng = np.random.default_rng([seed, 1])
+    real = np.setdiff1d(np.flatnonzero(in_split & (names == target)), sources)
+    controls = np.flatnonzero(in_split & (names == found[0]))
+    size = min(len(sources), len(real) // 3, len(controls) // 2)
+    size = size if size >= 4 else 0
+    scored = np.sort(rng.choice(len(sources), size, replace=False))
+    others = np.setdiff1d(controls, sources)
+    others = others if len(others) >= size else np.setdiff1d(controls, sources[scored])
+    thirds = rng.permutation(real)
+    outputs, shuffled = _outputs(target, sources, paired, rng)
+    return Comparison(
+        target=target,
+        source=found[0],
+        sources=sources,
+        outputs=outputs,
+        shuffled=shuffled,
+        real=_draw(real, len(sources), rng),
+        scored=scored,
+        reference=np.sort(thirds[:size]),
+        floor=(np.sort(thirds[size : 2 * size]), np.sort(thirds[2 * size : 3 * size])),
+        ceiling=_draw(others, size, rng),
+        counterfactual=_truth_rows(truth, reference, sources, target, "counterfactual"),
+        responding=_truth_rows(truth, reference, sources, target, "responding"),
+        lost=0,
+        train_source=np.flatnonzero(training & (names == found[0])),
+        train_target=np.flatnonzero(training & (names == target)),
+    )
+
+
+def _outputs(
+    target: str, sources: Rows, paired: pd.DataFrame, rng: np.random.Generator
+) -> tuple[dict[str, Rows], dict[str, Rows | None]]:
+    outputs: dict[str, Rows] = {}
+    shuffled: dict[str, Rows | None] = {}
+    for model, part in paired[paired["target"] == target].groupby("model", sort=True):
+        name = str(model)
+        outputs[name] = part.set_index("source")["row"].reindex(sources).to_numpy(dtype=np.int64)
+        others = paired[(paired["model"] == model) & (paired["target"] != target) & paired["source"].isin(sources)]
+        order = others.iloc[rng.permutation(len(others))].drop_duplicates("source").set_index("source")["row"]
+        whole = len(order) == len(sources)
+        shuffled[name] = order.reindex(sources).to_numpy(dtype=np.int64) if whole else None
+    return outputs, shuffled
+
+
+def _truth_rows(truth: Store | None, reference: Store, sources: Rows, target: str, origin: str) -> Rows:
+    """Return the truth's row of each source cell, -1 where it has none."""
+    if truth is None:
+        return np.full(len(sources), -1, dtype=np.int64)
+    chosen = np.flatnonzero((truth.condition_names == target) & (truth.obs["Metadata_Origin"] == origin).to_numpy())
+    of_cell = pd.Series(chosen, index=truth.obs["Metadata_SourceCell"].to_numpy()[chosen])
+    of_cell = of_cell[~of_cell.index.duplicated()]
+    return of_cell.reindex(reference.obs.index[sources]).fillna(-1).to_numpy(dtype=np.int64)
+
+
+def _draw(rows: Rows, n: int | None, rng: np.random.Generator) -> Rows:
+    if n is None or n >= len(rows):
+        return np.sort(rows)
+    return np.sort(rng.choice(rows, n, replace=False))

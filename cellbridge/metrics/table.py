@@ -1,0 +1,67 @@
+"""The table of an evaluation as text, for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_COLUMNS = (
+    ("FD", "frechet", 1.0, 2),
+    ("KID×1e3", "kernel", 1e3, 1),
+    ("hit %", "target_hit", 100.0, 0),
+    ("hit/real", "hit_relative", 1.0, 2),
+    ("error", "error", 1.0, 3),
+    ("error, responders", "error_responders", 1.0, 3),
+    ("score", "score", 1.0, 2),
+    ("gap closed", "gap_closed", 1.0, 2),
+)
+_WITH_INTERVAL = {"target_hit", "error", "error_responders", "score", "gap_closed"}
+
+
+def text_table(metrics: Mapping[str, Any]) -> str:
+    """Return the rows of every target of `metrics.json` as aligned text, verdicts underneath."""
+    parts = []
+    for target in metrics["targets"]:
+        truth = f", {target['n_responders']} responders" if target["n_truth"] else ""
+        parts.append(
+            f"{target['source']} → {target['target']}: {target['n']} cells{truth}; intervals over {target['resampled']}"
+        )
+        parts.append(_aligned([["", *(title for title, *_ in _COLUMNS)], *(_cells(row) for row in target["rows"])]))
+        parts += [
+            f"  {verdict['model']}: {verdict['label'].upper()}. {verdict['text']}" for verdict in target["verdicts"]
+        ]
+        parts += [f"  {note}" for note in target["notes"]]
+        parts.append("")
+    accuracy = metrics["classifier"]["balanced_accuracy"]
+    shown = _number(accuracy, scale=100, digits=0, interval=True)
+    names = ", ".join(extractor["name"] for extractor in metrics["extractors"])
+    parts.append(f"Classifier on real held-out cells: balanced accuracy {shown} %. Features: {names}.")
+    parts.append(
+        "error: root mean square over the cell, in standard deviations of each stain, against the counterfactual; "
+        "score: 0 is the best possible, 1 is copying; gap closed: 1 is as near as real cells, 0 as far as the source."
+    )
+    return "\n".join(parts)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    name = f"  {row['name']}" if row["kind"] != "model" else f"▸ {row['name']}"
+    return [name] + [
+        _number(row.get(key), scale=scale, digits=digits, interval=key in _WITH_INTERVAL)
+        for _, key, scale, digits in _COLUMNS
+    ]
+
+
+def _number(found: Mapping[str, Any] | None, *, scale: float, digits: int, interval: bool) -> str:
+    if found is None or found.get("value") is None:
+        return "–"
+    text = f"{scale * found['value']:.{digits}f}"
+    if not interval or found.get("low") is None:
+        return text
+    return f"{text} [{scale * found['low']:.{digits}f}, {scale * found['high']:.{digits}f}]"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

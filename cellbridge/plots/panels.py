@@ -1,0 +1,85 @@
+"""The figures of one target of an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from cellbridge.plots.canvas import SERIES
+from cellbridge.plots.composite import contrast_limits
+from cellbridge.plots.latents import quantiles, spectrum
+from cellbridge.plots.montage import montage, stains, triptychs
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawn figure with the words that go with it."""
+
+    axes: Axes
+    title: str
+    caption: str
+
+
+def cell_panels(
+    paired: Mapping[str, Floats],
+    unpaired: Mapping[str, Floats],
+    channels: Sequence[str],
+    *,
+    titles: Sequence[str],
+    pixel_um: float | None,
+) -> dict[str, Panel]:
+    """Draw the same cells side by side, one of them stain by stain, and a montage of every row of the table.
+
+    Parameters
+    ----------
+    paired : name → (n, channel, height, width), the same cells in each; the first entry is the source.
+    unpaired : name → what only the montage shows; a name that starts with "real" takes part in the contrast.
+    titles : names of the first cells of `paired`: as many are shown side by side.
+    """
+    source = next(iter(paired.values()))
+    real = [source, *(images for name, images in unpaired.items() if name.startswith("real"))]
+    limits = contrast_limits(np.concatenate(real))
+    few = {name: images[: len(titles)] for name, images in paired.items()}
+    many = {**paired, **unpaired}
+    every = f"Contrast is one for all pictures, from real cells. Under each: minimum / mean / maximum in [-1, 1]. Stains: {', '.join(channels)}."
+    return {
+        "cells": Panel(triptychs(few, channels, limits, titles=titles, pixel_um=pixel_um), "The same cells", every),
+        "stains": Panel(
+            stains({name: images[0] for name, images in few.items()}, channels, limits, pixel_um=pixel_um),
+            "One cell, stain by stain",
+            "The first of the cells above; the last column shows all stains together.",
+        ),
+        "montage": Panel(
+            montage(many, channels, limits, pixel_um=pixel_um),
+            "More cells, row by row",
+            "Cells lie evenly over the table, none is picked by eye. Beside each row: minimum / mean / maximum of the cells shown.",
+        ),
+    }
+
+
+def noise_panels(
+    noises: Mapping[str, Floats], spectra: Mapping[str, tuple[Floats, Floats, Floats]]
+) -> dict[str, Panel]:
+    """Draw the spectrum and the quantiles of x_T, one line per model.
+
+    Parameters
+    ----------
+    noises : model → x_T.
+    spectra : model → radial frequency, power and the standard error of white noise.
+    """
+    flat: Axes | None = None
+    quantile: Axes | None = None
+    for index, name in enumerate(noises):
+        colour = SERIES[index % len(SERIES)]
+        flat = spectrum(*spectra[name], label=f"x_T ({name})", colour=colour, ax=flat)
+        quantile = quantiles(noises[name], label=f"x_T ({name})", colour=colour, ax=quantile)
+    if flat is None or quantile is None:
+        return {}
+    return {
+        "spectrum": Panel(flat, "Spectrum of x_T", "Mean power of all images and stains; white noise is flat at 1."),
+        "quantiles": Panel(quantile, "Quantiles of x_T", "All values; standard normal noise lies on the diagonal."),
+    }

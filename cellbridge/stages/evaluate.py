@@ -1,0 +1,364 @@
+"""`cellbridge evaluate`: what translated cells are worth, beside the null rows, at one n. Numbers and figures; `report` renders them.
+
+Inputs are only read. `metrics.json` is written last.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from cellbridge.config import Section, dump
+from cellbridge.data.store import describe
+from cellbridge.errors import LeakError, ModelError, StoreError
+from cellbridge.runs import RunDir, begin, write_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from cellbridge.data.comparison import Comparison
+    from cellbridge.data.store import Store
+    from cellbridge.metrics.features import Extractor
+    from cellbridge.metrics.scorecard import Arm
+    from cellbridge.plots.panels import Panel
+
+FORMAT = 1
+_STORES = ("translated", "reference", "truth")
+_STANDARD_CELLS = 1000
+"""Training cells that the extractor's features are standardised on, at most."""
+_SHOWN, _MONTAGE = 6, 12
+"""Cells in the pictures of the same cells, and in a row of the montage."""
+
+
+class Config(Section):
+    """Settings of `evaluate`."""
+
+    translated: Path
+    """The store that `translate` wrote."""
+    reference: Path
+    """The store of real cells that was translated."""
+    classifier: Path
+    """The run of `train-classifier`, trained on other plates."""
+    truth: Path | None = None
+    """The store of counterfactual cells, where the truth is known."""
+    split: str = "test"
+    n: PositiveInt | None = None
+    """Source cells per row; None takes all that every model translated."""
+    seed: int = 0
+    inception_weights: Path | None = None
+    """torch-fidelity's Inception state dict; without it, what needs it is not computed."""
+    resamples: int = Field(default=1000, ge=100)
+    """Bootstrap draws of each interval."""
+    classifier_plates: Literal["disjoint", "shared"] = "disjoint"
+    """`shared` allows a classifier that was trained on other wells of the plates under judgement; the report says so."""
+    device: str = "auto"
+
+
+def run(config: Config, *, out: Path) -> dict[str, Any]:
+    """Score every target of the translated store and write `out/metrics.json`, `out/table.txt` and `out/figures`.
+
+    Raises
+    ------
+    StoreError, ModelError : the stores and the classifier do not show the same channels at the same size.
+    LeakError : the classifier was trained on plates that are under judgement.
+    """
+    card = _check(config)
+    inputs = {"translated": config.translated, "reference": config.reference, "classifier": config.classifier}
+    inputs |= {"truth": config.truth} if config.truth else {}
+    inputs |= {"inception weights": config.inception_weights} if config.inception_weights else {}
+
+    from cellbridge.data.comparison import compare
+    from cellbridge.data.store import open_store
+    from cellbridge.metrics.table import text_table
+
+    stores: dict[str, Store] = {name: open_store(inputs[name]) for name in _STORES if name in inputs}
+    reference = stores["reference"]
+    comparisons = compare(
+        stores["translated"], reference, stores.get("truth"), split=config.split, n=config.n, seed=config.seed
+    )
+    _refuse_leak(config, card, reference, comparisons)
+    run_dir = RunDir(out)
+    sums = begin(run_dir, config=dump(config), seed=config.seed, inputs=inputs)
+    judges = _judges(config, reference)
+    metrics = _head(config, sums, reference, card, judges)
+    metrics["classifier"] |= _classifier_accuracy(config, reference, judges, comparisons)
+    metrics["targets"] = [
+        _evaluate(config, stores, judges, comparison, metrics["classifier"], figures=out / "figures")
+        for comparison in comparisons
+    ]
+    table = text_table(metrics)
+    write_text(out / "table.txt", table + "\n")
+    write_json(run_dir.metrics, metrics)
+    labels = {f"{t['target']} ({v['model']})": v["label"] for t in metrics["targets"] for v in t["verdicts"]}
+    return {"table": table, "verdicts": labels, "metrics": str(run_dir.metrics)}
+
+
+def _check(config: Config) -> dict[str, Any]:
+    """Hold the inputs against each other, by their JSON alone; return the classifier's card."""
+    infos = {name: describe(path) for name in _STORES if (path := getattr(config, name))}
+    directory = RunDir(config.classifier).require_model()
+    try:
+        card: dict[str, Any] = json.loads((directory / "cellbridge.json").read_text(encoding="utf-8"))
+        shown = {"classifier": (tuple(card["channels"]), card["size_px"])}
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{directory}/cellbridge.json: cannot be read ({error}). Train the classifier again."
+        ) from None
+    wanted = (infos["reference"].channels, infos["reference"].size_px)
+    shown |= {name: (info.channels, info.size_px) for name, info in infos.items()}
+    for name, found in shown.items():
+        if found != wanted:
+            kind = ModelError if name == "classifier" else StoreError
+            raise kind(
+                f"{getattr(config, name)}: shows {', '.join(found[0])} at {found[1]} px, the reference store "
+                f"{', '.join(wanted[0])} at {wanted[1]} px. Make both from one prepared store."
+            )
+    if config.inception_weights is not None and not config.inception_weights.is_file():
+        raise ModelError(
+            f"{config.inception_weights}: no such weights file. Leave inception_weights out, or give the file."
+        )
+    return card
+
+
+def _refuse_leak(config: Config, card: Mapping[str, Any], reference: "Store", comparisons: "list[Comparison]") -> None:
+    judged = {str(plate) for c in comparisons for rows in (c.sources, c.real) for plate in reference.plates[rows]}
+    shared = sorted(judged & set(card.get("plates", ())))
+    if shared and config.classifier_plates == "disjoint":
+        raise LeakError(
+            f'{config.classifier}: the classifier was trained on plate "{shared[0]}", which is under judgement. '
+            "Train it on other plates, or set classifier_plates=shared where the split is by well."
+        )
+
+
+def _judges(config: Config, reference: "Store") -> "dict[str, Any]":
+    """Return the extractors, and the classifier's logits as a function of images."""
+    import numpy as np
+    import torch
+
+    from cellbridge.arms import images_of
+    from cellbridge.assembly import load_classifier
+    from cellbridge.metrics.features import Extractor, inception, read_foreign_weights, standardised
+    from cellbridge.networks.classifier import extractor_name, logits_of, weights_sha256
+    from cellbridge.runtime import pick_device
+
+    device = pick_device(config.device)
+    classifier, card = load_classifier(config.classifier, device=device)
+    directory = RunDir(config.classifier).model
+    own = Extractor(
+        extractor_name(directory), weights_sha256(directory), lambda images: classifier.features(images.to(device))
+    )
+    training = np.flatnonzero((reference.obs["Metadata_Split"] == "train").to_numpy())
+    rows = training if len(training) else np.arange(len(reference.obs))
+    some = np.sort(np.random.default_rng(0).permutation(rows)[:_STANDARD_CELLS])
+    name = f"{len(some)} {'training' if len(training) else 'real'} cells"
+    extractors = [standardised(own, images_of(reference, some), name=name)]
+    if config.inception_weights is not None:
+        state, sha256 = read_foreign_weights(config.inception_weights)
+        extractors.append(inception(state, sha256=sha256))
+
+    def logits(images: "Tensor") -> "np.ndarray":
+        return torch.cat([logits_of(classifier, part) for part in images.split(256)]).numpy()
+
+    return {"extractors": extractors, "logits": logits, "conditions": list(card["conditions"])}
+
+
+def _head(
+    config: Config, sums: Mapping[str, str], reference: "Store", card: Mapping[str, Any], judges: Mapping[str, Any]
+) -> dict[str, Any]:
+    from importlib import metadata
+
+    extractors: list[Extractor] = judges["extractors"]
+    packages = ("cellbridge", "torch", "torch-fidelity", "numpy", "scipy")
+    return {
+        "format": FORMAT,
+        "kind": "evaluation",
+        "seed": config.seed,
+        "split": config.split,
+        "resamples": config.resamples,
+        "channels": list(reference.info.channels),
+        "control": reference.info.control,
+        "extractors": [{"name": part.name, "sha256": part.sha256} for part in extractors],
+        "inception": None if len(extractors) > 1 else {"not_computed": "no weights were given (inception_weights)"},
+        "classifier": {
+            "conditions": judges["conditions"],
+            "training_plates": card.get("plates"),
+            "plates": config.classifier_plates,
+        },
+        "versions": {name: metadata.version(name) for name in packages},
+        "inputs": dict(sums),
+    }
+
+
+def _classifier_accuracy(
+    config: Config, reference: "Store", judges: Mapping[str, Any], comparisons: "list[Comparison]"
+) -> dict[str, Any]:
+    """Judge the classifier on real cells of the split that nothing was generated from."""
+    import numpy as np
+
+    from cellbridge.arms import blocks_of_rows, images_of
+    from cellbridge.data.comparison import held_out
+    from cellbridge.metrics.classification import accuracy
+
+    names: list[str] = judges["conditions"]
+    used = np.unique(np.concatenate([c.sources for c in comparisons]))
+    rows, words = held_out(reference, names, split=config.split, generated_from=used)
+    if len(rows) == 0:
+        return {"balanced_accuracy": {"not_computed": f"no real cell of {names} in split {config.split}"}}
+    labels = np.array([names.index(name) for name in reference.condition_names[rows]])
+    logits, blocks = judges["logits"](images_of(reference, rows)), blocks_of_rows(reference, rows)
+    found = accuracy(logits, labels, names, blocks, resamples=config.resamples, seed=config.seed)
+    for name, entry in found["per_condition"].items():
+        entry["held_out"] = words[name]
+    return found
+
+
+def _evaluate(
+    config: Config,
+    stores: "Mapping[str, Store]",
+    judges: Mapping[str, Any],
+    comparison: "Comparison",
+    classifier: Mapping[str, Any],
+    *,
+    figures: Path,
+) -> dict[str, Any]:
+    """Score one target and draw its figures."""
+    from cellbridge.arms import arms_of, draws_of, truth_of
+    from cellbridge.metrics.scorecard import Judge, score_target
+    from cellbridge.metrics.verdict import judge
+
+    reference, names, target = stores["reference"], judges["conditions"], comparison.target
+    truth = truth_of(stores, comparison)
+    arms, notes = arms_of(stores, comparison, truth, seed=config.seed)
+    scoring = Judge(
+        extractors=judges["extractors"],
+        logits=judges["logits"],
+        target=names.index(target) if target in names else None,
+        control=names.index(comparison.source) if comparison.source in names else 0,
+        resamples=config.resamples,
+        seed=config.seed,
+    )
+    scores = score_target(arms, draws_of(reference, comparison), truth=truth, judge=scoring)
+    separable = classifier.get("per_condition", {}).get(target, {}).get("auc")
+    models = [arm for arm in arms if arm.kind == "model"]
+    words = {"target": target, "control": comparison.source, "separable": separable}
+    noise, noise_panels = _noise(config, stores, comparison)
+    return {
+        "target": target,
+        "source": comparison.source,
+        "n": len(comparison.sources),
+        "plates": sorted(set(reference.plates[comparison.sources])),
+        "n_lost": comparison.lost,
+        "n_truth": 0 if truth is None else int(truth.known.sum()),
+        "n_responders": 0 if truth is None else int(truth.responds.sum()),
+        "resampled": arms[0].blocks.unit,
+        **scores,
+        "verdicts": [
+            {"model": arm.name, "key": arm.key} | judge(scores["rows"], arm.key, **words).to_dict() for arm in models
+        ],
+        "noise": noise,
+        "nuclei": _nuclei(stores, comparison, arms),
+        "notes": notes,
+        "figures": _save({**_pictures(reference, judges, comparison, arms), **noise_panels}, figures, target=target),
+    }
+
+
+def _noise(
+    config: Config, stores: "Mapping[str, Store]", comparison: "Comparison"
+) -> "tuple[dict[str, Any], dict[str, Panel]]":
+    """Test x_T of every model, and fresh noise of the same shape beside it."""
+    import numpy as np
+
+    from cellbridge.arms import blocks_of_rows
+    from cellbridge.metrics.gaussianity import battery, radial_spectrum
+    from cellbridge.plots.panels import noise_panels
+
+    reference = stores["reference"]
+    x_0, masks = reference.images(comparison.sources), reference.masks(comparison.sources)
+    noises = {model: stores["translated"].x_T(rows) for model, rows in comparison.outputs.items()}
+    kept = {model: x_T for model, x_T in noises.items() if x_T is not None}
+    if not kept:
+        return {"not_computed": "the translated store holds no x_T"}, {}
+    blocks = blocks_of_rows(reference, comparison.sources)
+    foreground = None if masks is None else masks > 0
+
+    def tested(x_T: "np.ndarray") -> list[dict[str, Any]]:
+        settings = {"resamples": config.resamples, "seed": config.seed}
+        tests = battery(x_T, x_0=x_0, foreground=foreground, blocks=blocks, **settings)
+        return [test.to_dict() for test in tests]
+
+    fresh = np.random.default_rng([config.seed, 3]).standard_normal(x_0.shape)
+    panels = noise_panels(kept, {model: radial_spectrum(x_T) for model, x_T in kept.items()})
+    return {"models": {model: tested(x_T) for model, x_T in kept.items()}, "fresh": tested(fresh)}, panels
+
+
+def _nuclei(stores: "Mapping[str, Store]", comparison: "Comparison", arms: "list[Arm]") -> dict[str, Any]:
+    """Describe nuclei of outputs beside those of their sources and, where known, of the counterfactuals."""
+    from cellbridge.metrics.content import nucleus_agreement
+
+    names = [channel.casefold() for channel in stores["reference"].info.channels]
+    dna = next((names.index(name) for name in ("dna", "dapi", "hoechst", "nucleus") if name in names), None)
+    masks = stores["reference"].masks(comparison.sources)
+    if dna is None or masks is None:
+        return {"not_computed": "no DNA stain or no masks"}
+    images = {arm.key: arm.images[:, dna].numpy() for arm in arms if arm.kind != "real"}
+    beside = {"source": "copy", "counterfactual": "counterfactual"}
+    return {
+        key: {
+            name: dict(nucleus_agreement(found, images[other], masks == 2))
+            for name, other in beside.items()
+            if other in images and other != key
+        }
+        for key, found in images.items()
+        if key.startswith("model:") or key == "counterfactual"
+    }
+
+
+def _pictures(
+    reference: "Store", judges: Mapping[str, Any], comparison: "Comparison", arms: "list[Arm]"
+) -> "dict[str, Panel]":
+    import torch
+
+    from cellbridge.metrics.features import extract
+    from cellbridge.plots.panels import cell_panels
+
+    by_key = {arm.key: arm for arm in arms}
+    models = [arm for arm in arms if arm.kind == "model"]
+    shown = _spread(len(comparison.sources), _MONTAGE)
+    paired = {comparison.source: by_key["copy"].images[shown].numpy()}
+    paired |= {arm.name: arm.images[shown].numpy() for arm in models}
+    unpaired = {by_key[key].name: by_key[key].images[shown].numpy() for key in ("shift", "denoised") if key in by_key}
+    if "counterfactual" in by_key:
+        paired["counterfactual"] = by_key["counterfactual"].images[shown].numpy()
+    if "real" in by_key:
+        real = by_key["real"].images
+        unpaired[f"real {comparison.target}"] = real[_spread(len(real), _MONTAGE)].numpy()
+    if "real" in by_key and "counterfactual" not in by_key:
+        features = [extract(judges["extractors"][0], part) for part in (models[0].images[shown], real)]
+        paired[f"nearest real {comparison.target}"] = real[torch.cdist(*features).argmin(dim=1)].numpy()
+    titles = [str(cell) for cell in reference.obs.index[comparison.sources[shown[:_SHOWN]]]]
+    return cell_panels(paired, unpaired, reference.info.channels, titles=titles, pixel_um=reference.info.pixel_um)
+
+
+def _spread(n: int, wanted: int) -> "np.ndarray":
+    """Return positions spread evenly over n, first of all every second of them, so that a short row is spread, too."""
+    import numpy as np
+
+    even = np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(int))
+    return np.concatenate([even[::2], even[1::2]])
+
+
+def _save(panels: "Mapping[str, Panel]", directory: Path, *, target: str) -> list[dict[str, str]]:
+    from cellbridge.conditions import Condition
+
+    directory.mkdir(parents=True, exist_ok=True)
+    saved = []
+    for name, panel in panels.items():
+        file = f"{Condition.parse(target).slug}-{name}.png"
+        figure = panel.axes.get_figure(root=True)
+        assert figure is not None
+        figure.savefig(directory / file, dpi=170, bbox_inches="tight", pad_inches=0.06)
+        saved.append({"file": f"figures/{file}", "title": panel.title, "caption": panel.caption})
+    return saved
