@@ -89,7 +89,7 @@ def save_base(
 
     betas: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
     if kind == "linear":
-        betas: dict[str, Any] = {"beta_schedule": "linear", "beta_start": 0.1 / steps, "beta_end": 20 / steps}
+        betas = {"beta_schedule": "linear", "beta_start": 0.1 / steps, "beta_end": 20 / steps}
     scheduler = DDIMScheduler(
         num_train_timesteps=steps,
         prediction_type=_PREDICTION_TYPES[prediction],
