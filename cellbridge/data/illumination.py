@@ -6,7 +6,6 @@ Singh et al. 2014, "Pipeline for illumination correction of images for high-thro
 (retrospective, over all fields of a plate).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +82,11 @@ class FieldMedian:
                 f"{what}: at least half of every field is zero, so no flat field can be estimated. {_REMEDY}"
             )
         median = np.median(fields[usable] / levels[usable], axis=0)
-        coefficients = _fit_surface(median)
-        surface = FlatField(tuple(coefficients)).surface(self.shape or median.shape)
+        shape = self.shape or median.shape
+        coefficients = _fit_surface(median, shape)
+        surface = FlatField(tuple(coefficients)).surface(shape)
         flat = FlatField(tuple(float(value) for value in coefficients / surface.mean()))
-        require_valid(flat.surface(self.shape or median.shape), what=what)
+        require_valid(flat.surface(shape), what=what)
         return flat
 
 
@@ -122,15 +122,21 @@ def _terms(u: Floats, v: Floats) -> Floats:
     return np.stack(np.broadcast_arrays(np.ones_like(u), u, v, u**2, u * v, v**2), axis=-1)
 
 
+def _edges(n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return where the blocks along n pixels begin, and n."""
+    return np.linspace(0, n, min(n, GRID) + 1).astype(np.int64)
+
+
 def _block_means(image: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    edges: Sequence[Any] = [np.linspace(0, n, min(n, GRID) + 1).astype(int) for n in image.shape]
-    sums = np.add.reduceat(np.add.reduceat(image, edges[0][:-1], axis=0, dtype=np.float64), edges[1][:-1], axis=1)
-    return (sums / np.outer(np.diff(edges[0]), np.diff(edges[1]))).astype(np.float32)
+    rows, columns = (_edges(n) for n in image.shape)
+    sums = np.add.reduceat(np.add.reduceat(image, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
+    return (sums / np.outer(np.diff(rows), np.diff(columns))).astype(np.float32)
 
 
-def _fit_surface(values: Floats) -> Floats:
-    # Blocks are averages around their centres, which lie half a block inside the field.
-    u, v = (np.linspace(-1.0, 1.0, 2 * n + 1)[1::2] for n in values.shape)
+def _fit_surface(values: Floats, shape: tuple[int, int]) -> Floats:
+    """Fit the quadratic surface to block means of fields of this shape."""
+    centres = [(edges[:-1] + edges[1:] - 1) / 2 for edges in map(_edges, shape)]
+    u, v = (2.0 * centre / max(n - 1, 1) - 1.0 for centre, n in zip(centres, shape, strict=True))
     terms = _terms(u[:, None], v[None, :]).reshape(-1, 6)
     flat, kept = values.ravel(), np.ones(values.size, bool)
     for _ in range(3):

@@ -134,7 +134,8 @@ def read_manifest(path: Path, *, root: Path | None = None) -> tuple[Manifest, Pa
     try:
         manifest = config.load(Manifest, file=file)
     except ConfigError as error:
-        raise ManifestError(str(error)) from None
+        # A manifest has no --set of its own.
+        raise ManifestError(f"{str(error).partition(', or as --set')[0].rstrip('.')}.") from None
     folder = Path(os.path.abspath(root if root is not None else file.parent / manifest.root))
     if not folder.is_dir():
         raise ManifestError(

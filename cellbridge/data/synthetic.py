@@ -144,13 +144,15 @@ def draw_cells(random: np.random.Generator, *, number: int, field_px: int) -> Ce
 
 
 def draw_chance(cells: Cells, random: np.random.Generator) -> NDArray[np.float64]:
-    """Draw what no model can know, (n, 2) in [0, 1): for the response, one draw per colony, and for the loss, one per cell.
+    """Draw what no model can know, (n, 2), each uniform in [0, 1): for the response, one draw per colony, and for the loss.
 
-    Sisters sharing their fate keeps neighbours from giving away the condition of a cell that does not respond.
+    Sisters share their fate, which keeps neighbours from giving away the condition of a cell that does not respond. The draws
+    for the response are stratified over the colonies of the field, so that the share of responders varies little by well.
     """
-    chance = random.random((len(cells), 2))
-    chance[:, 0] = chance[cells.clone, 0]
-    return chance
+    colonies, colony = np.unique(cells.clone, return_inverse=True)
+    n = len(colonies)
+    response = (random.permutation(n) + random.random(n)) / n
+    return np.stack([response[colony], random.random(len(cells))], axis=1)
 
 
 def respond(cells: Cells, compound: Compound, dose_um: float, *, chance: NDArray[np.float64]) -> Response:

@@ -1,0 +1,136 @@
+"""Descriptions of data sets, and paths that stay beneath their root."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cellbridge.data.manifest import Manifest, dump_manifest, manifest_schema, read_manifest, resolve_path
+from cellbridge.errors import ManifestError
+
+SHIPPED = Path(__file__).parents[2] / "data_manifests"
+SMALL = {
+    "name": "p",
+    "licence": "CC0-1.0",
+    "citation": "none",
+    "kind": "load_data",
+    "tables": ["load_data.csv"],
+    "channels": ["DNA", "Brightfield", "ER"],
+    "nucleus_channel": "DNA",
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    file = folder / "manifest.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return file
+
+
+@pytest.mark.parametrize("name", ["template", "bbbc021_cells"])
+def test_every_shipped_manifest_is_valid_and_has_licence_and_citation(name: str) -> None:
+    manifest, _ = read_manifest(SHIPPED / name)
+    assert manifest.licence
+    assert manifest.citation
+
+
+def test_the_shipped_schema_is_the_one_of_the_model() -> None:
+    assert json.loads((SHIPPED / "manifest.schema.json").read_text(encoding="utf-8")) == manifest_schema()
+
+
+def test_every_key_stands_in_the_column_dictionary() -> None:
+    readme = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert [key for key in Manifest.model_fields if f"`{key}`" not in readme] == []
+
+
+def test_a_dumped_manifest_reads_back_equal(tmp_path: Path) -> None:
+    manifest, _ = read_manifest(write(tmp_path, columns={"Metadata_Compound": "x"}, pixel_um=0.65))
+    (tmp_path / "again.yaml").write_text(dump_manifest(manifest))
+    assert read_manifest(tmp_path / "again.yaml")[0] == manifest
+
+
+def test_channels_are_left_out_by_name_and_keep_their_order(tmp_path: Path) -> None:
+    manifest, root = read_manifest(write(tmp_path, leave_out=["Brightfield"]))
+    assert manifest.stains == ("DNA", "ER")
+    assert root == tmp_path
+
+
+def test_a_channel_that_only_segmentation_needs_is_read_but_not_stored(tmp_path: Path) -> None:
+    manifest, _ = read_manifest(write(tmp_path, leave_out=["DNA", "Brightfield"]))
+    assert manifest.stains == ("ER",)
+    assert manifest.channels_to_read == ("DNA", "ER")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chanels": ["DNA"]}, 'unknown key "chanels". Did you mean "channels"'),
+        ({"nucleus_channel": "Hoechst"}, 'nucleus_channel "Hoechst" is not one of the channels'),
+        ({"nucleus_channel": None}, "nucleus_channel is missing"),
+        ({"leave_out": ["BF"]}, 'leave_out "BF" is not one of the channels'),
+        ({"channels": ["DNA", "DNA"]}, "listed twice"),
+        ({"tables": []}, "no table is listed"),
+        ({"kind": "hcs"}, "kind"),
+        ({"control": "DMSO"}, "control"),
+        ({"plate_format": 100}, "plate_format"),
+        ({"bits": 32}, "bits"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_key(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(write(tmp_path, **changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    file = tmp_path / "manifest.yaml"
+    file.write_text(f"name: !!python/object/apply:os.system ['touch {canary}']\n")
+    with pytest.raises(ManifestError, match="not plain YAML"):
+        read_manifest(file)
+    assert not canary.exists()
+
+
+def test_a_missing_manifest_or_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no such manifest"):
+        read_manifest(tmp_path / "nowhere")
+    with pytest.raises(ManifestError, match="is no folder"):
+        read_manifest(write(tmp_path, root="gone"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "../../../etc/passwd",
+        "/etc/passwd",
+        "images/../../etc/passwd",
+        "../data-of-others/x.tif",
+        "\\\\?\\C:\\x",
+        "..\\x",
+        "https://host/x.tif",
+        "s3://bucket/../../etc/passwd",
+        "",
+        "a\x00b",
+    ],
+)
+def test_a_path_that_leaves_the_root_is_refused(text: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    with pytest.raises(ManifestError, match=r"t\.csv row 2"):
+        resolve_path(text, root, where="t.csv row 2", prefixes={"s3://bucket/": "images"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("images/x.tif", "images/x.tif"),
+        ("./a/../x.tif", "x.tif"),
+        ("s3://bucket/x.tif", "x.tif"),
+        ("s3://bucket/plate 1/x.tif", "one/x.tif"),
+        ("/home/lab/x.tif", "lab/x.tif"),
+    ],
+)
+def test_a_path_beneath_the_root_or_under_a_mapped_prefix_is_found(text: str, expected: str, tmp_path: Path) -> None:
+    prefixes = {"s3://bucket/": ".", "s3://bucket/plate 1/": "one", "/home/lab": "lab"}
+    assert resolve_path(text, tmp_path, where="t", prefixes=prefixes) == tmp_path / expected
+    assert resolve_path(str(tmp_path / "x.tif"), tmp_path, where="t") == tmp_path / "x.tif"
