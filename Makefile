@@ -28,7 +28,7 @@ study: install
 	@echo; echo "Report: $(OUT)/evaluation/report.html"
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

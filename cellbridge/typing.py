@@ -9,7 +9,7 @@ Images = Float[Tensor, "batch channel height width"]
 """Float32 images in [-1, 1] by the plate's fixed intensity map."""
 
 Times = Float[Tensor, " batch"]
-"""Diffusion times in [0, T - 1], one per image; fractions are allowed."""
+"""Diffusion times in [-1, T - 1], one per image, fractions allowed; -1 is the clean image."""
 
 Labels = Int[Tensor, " batch"]
 """Row of the condition embedding, one per image."""
