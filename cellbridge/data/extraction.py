@@ -27,14 +27,14 @@ class Geometry:
     ----------
     crop_px, size_px : width of the square in the images, and in the store.
     nucleus_px : typical nucleus diameter in the images; None where nothing is segmented.
-    cell_reach : how far a cell may reach from its nucleus, in nucleus diameters.
+    cell_reach : how far a cell may reach from its nucleus, in nucleus diameters; None leaves it to the segmentation.
     min_area, max_area : of a nucleus, as shares of a disk of the typical diameter.
     """
 
     crop_px: int
     size_px: int
     nucleus_px: float | None
-    cell_reach: float = 0.8
+    cell_reach: float | None = None
     min_area: float = 0.25
     max_area: float = 4.0
 

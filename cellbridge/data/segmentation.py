@@ -36,7 +36,9 @@ class Objects:
     cells: Labels
 
 
-def segment(nucleus_image: Image, cell_image: Image | None, *, nucleus_px: float, cell_reach: float = 0.8) -> Objects:
+def segment(
+    nucleus_image: Image, cell_image: Image | None, *, nucleus_px: float, cell_reach: float | None = None
+) -> Objects:
     """Find the nuclei of a field and the cell around each.
 
     Parameters
@@ -44,7 +46,7 @@ def segment(nucleus_image: Image, cell_image: Image | None, *, nucleus_px: float
     nucleus_image : (y, x), counts of the stain that shows nuclei.
     cell_image : (y, x), counts of the stain that shows whole cells; None grows cells by distance alone.
     nucleus_px : typical nucleus diameter in pixels.
-    cell_reach : how far a cell may reach from its nucleus, in nucleus diameters.
+    cell_reach : how far a cell may reach from its nucleus, in nucleus diameters; None is 1.2 with a cell stain, 0.7 without.
     """
     nuclei = find_nuclei(nucleus_image, nucleus_px=nucleus_px)
     return Objects(nuclei, find_cells(nuclei, cell_image, nucleus_px=nucleus_px, cell_reach=cell_reach))
@@ -54,16 +56,16 @@ def find_nuclei(image: Image, *, nucleus_px: float) -> Labels:
     """Label the nuclei of a field.
 
     Smoothed by a twentieth of the nucleus and thresholded; touching nuclei are split by a watershed on the smoothed distance
-    to the edge. Pieces under a twelfth of a typical nucleus' area are noise.
+    to the edge, from peaks at least 0.45 nucleus diameters apart. Pieces under a twelfth of a typical nucleus' area are noise.
 
     Returns
     -------
     (y, x), int32, numbered from 1; nuclei at the border included. All zeros where nothing stands out from the background.
     """
     foreground = _foreground(image, nucleus_px=nucleus_px)
-    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(foreground).astype(np.float32), 0.06 * nucleus_px)
+    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(foreground).astype(np.float32), 0.08 * nucleus_px)
     peaks = feature.peak_local_max(
-        distance, min_distance=max(round(0.33 * nucleus_px), 1), threshold_abs=0.1, exclude_border=False
+        distance, min_distance=max(round(0.45 * nucleus_px), 1), threshold_abs=0.1, exclude_border=False
     )
     markers = np.zeros(foreground.shape, np.int32)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
@@ -71,7 +73,7 @@ def find_nuclei(image: Image, *, nucleus_px: float) -> Labels:
     return labels
 
 
-def find_cells(nuclei: Labels, image: Image | None, *, nucleus_px: float, cell_reach: float = 0.8) -> Labels:
+def find_cells(nuclei: Labels, image: Image | None, *, nucleus_px: float, cell_reach: float | None = None) -> Labels:
     """Grow every nucleus into its cell.
 
     Every pixel within `cell_reach` nucleus diameters goes to the nearest nucleus; with a cell stain only where that stain
@@ -81,7 +83,7 @@ def find_cells(nuclei: Labels, image: Image | None, *, nucleus_px: float, cell_r
     -------
     (y, x), int32, with the numbers of `nuclei`, which it contains.
     """
-    reach = cell_reach * nucleus_px
+    reach = nucleus_px * (cell_reach if cell_reach is not None else 0.7 if image is None else 1.2)
     if image is None:
         grown: Labels = segmentation.expand_labels(nuclei, reach).astype(np.int32, copy=False)
         return grown

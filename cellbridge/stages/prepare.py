@@ -41,8 +41,8 @@ class SegmentationConfig(Section):
 
     nucleus_px: PositiveFloat | None = None
     """Typical nucleus diameter in pixels of the images; by default the manifest's, else it is measured."""
-    cell_reach: PositiveFloat = 0.8
-    """How far a cell may reach from its nucleus, in nucleus diameters."""
+    cell_reach: PositiveFloat | None = None
+    """How far a cell may reach from its nucleus, in nucleus diameters; by default 1.2 with a cell stain, 0.7 without."""
     min_area: NonNegativeFloat = 0.25
     max_area: PositiveFloat = 4.0
     """Nuclei outside these shares of a disk of the typical diameter are rejected."""
