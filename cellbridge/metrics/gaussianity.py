@@ -7,7 +7,7 @@ what goes wrong in practice (a weak common factor, a low-frequency leak, another
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,18 @@ class Test:
     __test__ = False  # not a test case, whatever pytest takes the name for
 
     @property
-    def within_gate(self) -> bool | None:
-        return None if self.gate is None else self.gate[0] <= self.effect <= self.gate[1]
+    def state(self) -> Literal["inside", "outside", "unclear", "described"]:
+        """Whether the effect is harmless; outside only where its whole interval is (or the effect, where it has none)."""
+        if self.gate is None:
+            return "described"
+        low, high = (self.effect if end is None else end for end in (self.low, self.high))
+        if high < self.gate[0] or low > self.gate[1]:
+            return "outside"
+        return "inside" if self.gate[0] <= self.effect <= self.gate[1] else "unclear"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "within_gate": self.within_gate}
+        """Return plain JSON values."""
+        return {**self.__dict__, "state": self.state}
 
 
 def battery(

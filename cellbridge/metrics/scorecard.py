@@ -228,9 +228,8 @@ def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str,
             found = _error_entries(arm.key, part, blocks.take(cells), judge) if len(cells) else {}
             columns[arm.key] |= {f"{name}{suffix}": value for name, value in found.items()}
         if arm.key == "counterfactual":
-            columns[arm.key] |= dict.fromkeys(
-                ("score", "score_responders"), {"not_computed": "this row is the truth itself"}
-            )
+            reason = {"not_computed": "this row is the truth itself"}
+            columns[arm.key] |= dict.fromkeys(("score", "score_responders"), reason)
     return columns
 
 

@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _COLUMNS = (
-    ("FD", "frechet", 1.0, 2),
-    ("KID×1e3", "kernel", 1e3, 1),
+    ("error", "error", 1.0, 3),
+    ("responders", "error_responders", 1.0, 3),
+    ("score", "score", 1.0, 2),
     ("hit %", "target_hit", 100.0, 0),
     ("hit/real", "hit_relative", 1.0, 2),
-    ("error", "error", 1.0, 3),
-    ("error, responders", "error_responders", 1.0, 3),
-    ("score", "score", 1.0, 2),
     ("gap closed", "gap_closed", 1.0, 2),
+    ("FD", "frechet", 1.0, 2),
+    ("KID×1e3", "kernel", 1e3, 0),
 )
-_WITH_INTERVAL = {"target_hit", "error", "error_responders", "score", "gap_closed"}
+_WITH_INTERVAL = {"target_hit", "error", "score", "gap_closed"}
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:

@@ -165,8 +165,10 @@ def _percent(found: Mapping[str, Any], *, interval: bool = True) -> str:
 
 
 def _number(found: Mapping[str, Any], *, digits: int = 3) -> str:
-    text = f"{found['value']:.{digits}f}"
-    return text if found.get("low") is None else f"{text} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+    value, low, high = (
+        None if found[key] is None else f"{found[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
+    )
+    return f"{value}" if low is None else f"{value} ({low} to {high})"
 
 
 def _interval(found: Mapping[str, Any]) -> str:

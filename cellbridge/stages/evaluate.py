@@ -241,6 +241,7 @@ def _evaluate(
         seed=config.seed,
     )
     scores = score_target(arms, draws_of(reference, comparison), truth=truth, judge=scoring)
+    notes += _bias(scores["distances"])
     separable = classifier.get("per_condition", {}).get(target, {}).get("auc")
     models = [arm for arm in arms if arm.kind == "model"]
     words = {"target": target, "control": comparison.source, "separable": separable}
@@ -263,6 +264,14 @@ def _evaluate(
         "notes": notes,
         "figures": _save({**_pictures(reference, judges, comparison, arms), **noise_panels}, figures, target=target),
     }
+
+
+def _bias(distances: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Fréchet distance ({name}): {found['n']} images for {found['features']} features: mostly bias; compare rows of this table only."
+        for name, found in distances.items()
+        if found["n"] <= found["features"]
+    ]
 
 
 def _noise(
@@ -336,8 +345,8 @@ def _pictures(
         real = by_key["real"].images
         unpaired[f"real {comparison.target}"] = real[_spread(len(real), _MONTAGE)].numpy()
     if "real" in by_key and "counterfactual" not in by_key:
-        features = [extract(judges["extractors"][0], part) for part in (models[0].images[shown], real)]
-        paired[f"nearest real {comparison.target}"] = real[torch.cdist(*features).argmin(dim=1)].numpy()
+        made, seen = (extract(judges["extractors"][0], part) for part in (models[0].images[shown], real))
+        paired[f"nearest real {comparison.target}"] = real[torch.cdist(made, seen).argmin(dim=1)].numpy()
     titles = [str(cell) for cell in reference.obs.index[comparison.sources[shown[:_SHOWN]]]]
     return cell_panels(paired, unpaired, reference.info.channels, titles=titles, pixel_um=reference.info.pixel_um)
 

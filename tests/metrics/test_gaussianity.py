@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from cellbridge.metrics.gaussianity import battery, holm, radial_spectrum
+from cellbridge.metrics.gaussianity import Test, battery, holm, radial_spectrum
 from cellbridge.metrics.intervals import Blocks
 
 SHAPE = (32, 5, 16, 16)
@@ -82,7 +82,7 @@ def test_each_alternative_is_found(cells, alternative, name):
     x = np.random.default_rng(11).standard_normal(x_0.shape)
     found = {test.name: test for test in battery(alternative(x, x_0, foreground), x_0=x_0, foreground=foreground)}
     assert found[name].p_holm < 1e-3
-    assert found[name].within_gate in (False, None)
+    assert found[name].state in ("outside", "described")
 
 
 def test_effects_have_intervals_that_hold_them(cells):
@@ -94,6 +94,16 @@ def test_effects_have_intervals_that_hold_them(cells):
     assert all(test.low <= test.high for test in with_interval)
     variance = next(test for test in tests if test.name == "variance")
     assert variance.low < variance.effect < variance.high
+
+
+def test_an_effect_is_outside_its_gate_only_where_its_whole_interval_is():
+    def state(effect, low, high):
+        return Test("variance", "", 0.5, 1.0, effect, low, high, (0.98, 1.02)).state
+
+    assert state(1.03, 1.01, 1.05) == "unclear"
+    assert state(1.05, 1.03, 1.07) == "outside"
+    assert state(1.05, None, None) == "outside"
+    assert state(1.01, 0.9, 1.1) == "inside"
 
 
 def test_holm_agrees_with_the_worked_example():
