@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +129,7 @@ def fit_denoiser(
     run: RunDir,
     resume: str,
     identity: Mapping[str, str],
+    on_start: Callable[[], object],
     description: str,
 ) -> Finished:
     """Train a backbone on the diffusion loss, showing progress, and draw a labelled grid of samples at the end.
@@ -139,6 +140,7 @@ def fit_denoiser(
     ----------
     conditions : what the rows of the condition embedding mean.
     shown : the conditions that the sample grid draws.
+    on_start : called once the run directory is held and a resumed checkpoint fits.
     """
     levels = make_schedule(schedule.kind, schedule.steps).to(device)
     events = fit(
@@ -180,6 +182,7 @@ def fit_denoiser(
         description=description,
         total=training.steps,
         images_per_step=training.batch_size,
+        on_start=on_start,
         on_sample=draw_samples,
     )
 

@@ -95,14 +95,11 @@ class RunDir:
 
 
 def begin(run: RunDir, *, config: str, seed: int | None, inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Write the resolved configuration and the provenance of a run, and return the hash of each input."""
-    write_text(run.config, config)
-    write_provenance(run, seed=seed, inputs=inputs)
-    return {name: fingerprint(path) for name, path in inputs.items()}
+    """Write the resolved configuration and the provenance of a run, and return the hash of each input.
 
-
-def write_provenance(run: RunDir, *, seed: int | None, inputs: Mapping[str, Path]) -> None:
-    """Record the command, versions, commit, machine and the hash of every input of a run."""
+    The provenance is the command, versions, commit, machine, seed, and the path and hash of every input.
+    """
+    sums = {name: fingerprint(path) for name, path in inputs.items()}
     packages = (
         "torch",
         "diffusers",
@@ -113,8 +110,8 @@ def write_provenance(run: RunDir, *, seed: int | None, inputs: Mapping[str, Path
         "anndata",
         "torch-fidelity",
         "scikit-image",
-        "POT",
     )
+    write_text(run.config, config)
     write_json(
         run.provenance,
         {
@@ -126,9 +123,10 @@ def write_provenance(run: RunDir, *, seed: int | None, inputs: Mapping[str, Path
             "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
             "packages": {name: metadata.version(name) for name in packages},
             "seed": seed,
-            "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},
+            "inputs": {name: {"path": str(inputs[name]), "sha256": sums[name]} for name in inputs},
         },
     )
+    return sums
 
 
 def fingerprint(path: Path) -> str:

@@ -72,9 +72,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     store = open_store(config.store)
     rows = _rows(config, store, condition.name)
     run_dir = RunDir(out)
-    inputs_sha256 = begin(
-        run_dir, config=dump(config), seed=config.training.seed, inputs={"store": config.store, "base": config.base}
-    )
+    inputs = {"store": config.store, "base": config.base}
+    inputs_sha256 = {name: fingerprint(path) for name, path in inputs.items()}
     conditions = (*base.card.conditions[:-1], condition.name)
     names = store.condition_names[rows]
     source = BatchSource(
@@ -98,6 +97,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         device=device,
         run=run_dir,
         resume=config.resume,
+        on_start=lambda: begin(run_dir, config=dump(config), seed=config.training.seed, inputs=inputs),
         identity=inputs_sha256 | binding(config, exclude=_NOT_BINDING),
         shown=[info.control, condition.name],
         description=f"finetune {condition.name}",

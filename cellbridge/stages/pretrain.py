@@ -56,7 +56,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if len(rows) == 0:
         raise StoreError(f"{config.store}: no cell of {names} in split {config.split!r} on these plates to train on.")
     run_dir = RunDir(out)
-    inputs_sha256 = begin(run_dir, config=dump(config), seed=config.training.seed, inputs={"store": config.store})
+    inputs = {"store": config.store}
+    inputs_sha256 = {name: fingerprint(path) for name, path in inputs.items()}
     conditions = assembly.base_rows(names)
     network = assembly.build_network(
         config.network,
@@ -86,6 +87,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         device=device,
         run=run_dir,
         resume=config.resume,
+        on_start=lambda: begin(run_dir, config=dump(config), seed=config.training.seed, inputs=inputs),
         identity=inputs_sha256 | binding(config, exclude=_NOT_BINDING),
         shown=names,
         description="pretrain",

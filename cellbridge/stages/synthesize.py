@@ -20,7 +20,8 @@ from cellbridge import config as configuration
 from cellbridge.conditions import Condition
 from cellbridge.config import Section
 from cellbridge.errors import RunError
-from cellbridge.runs import MANIFEST, RunDir, publish_directory, read_manifest, write_json, write_provenance, write_text
+from cellbridge.progress import bar
+from cellbridge.runs import MANIFEST, RunDir, begin, publish_directory, read_manifest, write_json
 
 if TYPE_CHECKING:
     from cellbridge.data.anatomy import Cells
@@ -134,10 +135,11 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     wells = _lay_out_wells(config, list(compounds))
     with publish_directory(out, manifest={"kind": _KIND, "seed": config.seed}) as folder:
         study, tally = _Study(config, folder, compounds, wells), _Tally()
-        _show_progress(_render(study, tally), total=len(config.plates) * len(wells) * config.sites)
+        with bar("synthesize", total=len(config.plates) * len(wells) * config.sites, unit="fields") as shown:
+            for _ in _render(study, tally):
+                shown.advance()
         _write_tables(study, tally)
-        write_text(RunDir(folder).config, configuration.dump(config))
-        write_provenance(RunDir(folder), seed=config.seed, inputs={})
+        begin(RunDir(folder), config=configuration.dump(config), seed=config.seed, inputs={})
         summary = _summarise(study, tally)
         write_json(folder / "summary.json", summary)
     return summary
@@ -169,18 +171,6 @@ def _lay_out_wells(config: Config, conditions: list[Condition]) -> dict[str, Con
     for index, condition in enumerate(conditions):
         contents += [condition] * config.wells_of(index)
     return scatter_wells(contents, generator("wells", config.seed))
-
-
-def _show_progress(steps: Iterator[None], *, total: int) -> None:
-    """Drive the rendering, with a bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("fields"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("fields", total=total)
-        for _ in steps:
-            progress.advance(task)
 
 
 def _render(study: _Study, tally: _Tally) -> Iterator[None]:
