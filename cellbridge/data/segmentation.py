@@ -22,6 +22,9 @@ Image = np.ndarray[Any, np.dtype[Any]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Labels = np.ndarray[Any, np.dtype[np.int32]]
 
+_EDGE = 0.45
+"""Where a nucleus ends, as a share of its own height above the background."""
+
 
 @dataclass(frozen=True)
 class Objects:
@@ -53,24 +56,21 @@ def segment(
 
 
 def find_nuclei(image: Image, *, nucleus_px: float) -> Labels:
-    """Label the nuclei of a field.
+    """Label the nuclei of a field, bright and dim ones alike.
 
-    Smoothed by a twentieth of the nucleus and thresholded; touching nuclei are split by a watershed on the smoothed distance
-    to the edge, from peaks at least 0.45 nucleus diameters apart. Pieces under a twelfth of a typical nucleus' area are noise.
+    Smoothed by a twentieth of the nucleus and thresholded, so low that dim nuclei beside bright ones are found; touching nuclei
+    are split; then each is cut at 0.45 of its own height above the background, and split again. Pieces under a twelfth of a
+    typical nucleus' area are noise.
 
     Returns
     -------
     (y, x), int32, numbered from 1; nuclei at the border included. All zeros where nothing stands out from the background.
     """
-    foreground = _foreground(image, nucleus_px=nucleus_px)
-    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(foreground).astype(np.float32), 0.08 * nucleus_px)
-    peaks = feature.peak_local_max(
-        distance, min_distance=max(round(0.45 * nucleus_px), 1), threshold_abs=0.1, exclude_border=False
-    )
-    markers = np.zeros(foreground.shape, np.int32)
-    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    labels: Labels = segmentation.watershed(-distance, markers, mask=foreground).astype(np.int32, copy=False)
-    return labels
+    level = _measure(image, nucleus_px=nucleus_px)
+    pieces = _split(_cleaned(level.smooth > level.threshold, nucleus_px=nucleus_px), nucleus_px=nucleus_px)
+    own = level.background + _EDGE * (_heights(level.smooth, pieces) - level.background)
+    outlined = (pieces > 0) & (level.smooth > own[pieces])
+    return _split(_cleaned(outlined, nucleus_px=nucleus_px), nucleus_px=nucleus_px)
 
 
 def find_cells(nuclei: Labels, image: Image | None, *, nucleus_px: float, cell_reach: float | None = None) -> Labels:
@@ -88,9 +88,9 @@ def find_cells(nuclei: Labels, image: Image | None, *, nucleus_px: float, cell_r
         grown: Labels = segmentation.expand_labels(nuclei, reach).astype(np.int32, copy=False)
         return grown
     near = ndimage.distance_transform_edt(nuclei == 0) <= reach
-    allowed = (near & _stands_out(image, nucleus_px=nucleus_px, share=0.5)) | (nuclei > 0)
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), max(0.05 * nucleus_px, 0.7))
-    cells: Labels = segmentation.watershed(-smooth, nuclei, mask=allowed).astype(np.int32, copy=False)
+    level = _measure(image, nucleus_px=nucleus_px)
+    allowed = (near & (level.smooth > level.threshold)) | (nuclei > 0)
+    cells: Labels = segmentation.watershed(-level.smooth, nuclei, mask=allowed).astype(np.int32, copy=False)
     return cells
 
 
@@ -107,7 +107,10 @@ def typical_nucleus_px(images: Iterable[Image]) -> float:
     diameters: list[float] = []
     areas: list[float] = []
     for image in images:
-        foreground = ndimage.binary_fill_holes(_foreground(image, nucleus_px=4.0))
+        level = _measure(image, nucleus_px=4.0)
+        pieces, _ = ndimage.label(ndimage.binary_fill_holes(_cleaned(level.smooth > level.threshold, nucleus_px=4.0)))
+        own = level.background + _EDGE * (_heights(level.smooth, pieces) - level.background)
+        foreground = ndimage.binary_fill_holes((pieces > 0) & (level.smooth > own[pieces]))
         distance = ndimage.distance_transform_edt(foreground)
         pieces, count = ndimage.label(foreground)
         numbers = np.arange(1, count + 1)
@@ -129,19 +132,21 @@ def mask_of(objects: Objects, number: int) -> np.ndarray[Any, np.dtype[np.uint8]
     return mask
 
 
-def _foreground(image: Image, *, nucleus_px: float) -> Mask:
-    area = np.pi / 4 * nucleus_px**2
-    foreground = morphology.remove_small_holes(_stands_out(image, nucleus_px=nucleus_px), max_size=int(0.25 * area))
-    foreground = ndimage.binary_opening(foreground, morphology.disk(max(round(0.06 * nucleus_px), 1)))
-    cleaned: Mask = morphology.remove_small_objects(foreground, max_size=int(area / 12))
-    return cleaned
+@dataclass(frozen=True)
+class _Level:
+    """A smoothed image, its background, and the level above which something stands out from it."""
+
+    smooth: Image
+    background: float
+    threshold: float
 
 
-def _stands_out(image: Image, *, nucleus_px: float, share: float = 1.0) -> Mask:
-    """Return where the smoothed image is above Otsu's threshold, moved to a share of its height above the background.
+def _measure(image: Image, *, nucleus_px: float) -> _Level:
+    """Threshold by Otsu's method on the square root of the height above the background, which is its 5th percentile.
 
-    The threshold never lies within the pixel noise of the background, so that an empty field has no foreground. The noise is
-    that of neighbouring pixels' differences, which objects hardly touch, reduced by the smoothing (1 / (2 sqrt(pi) s)).
+    The root keeps a few bright nuclei from raising the threshold above the dim ones. The threshold never lies within the pixel
+    noise of the background, so that an empty field has no foreground; that noise is taken from the differences of neighbouring
+    pixels, which objects hardly touch, and reduced by the smoothing (1 / (2 sqrt(pi) s)).
     """
     width = max(0.05 * nucleus_px, 0.7)
     exact = image.astype(np.float32)
@@ -149,6 +154,38 @@ def _stands_out(image: Image, *, nucleus_px: float, share: float = 1.0) -> Mask:
     background = float(np.percentile(smooth, 5))
     pixel_noise = max(1.05 * float(np.median(np.abs(np.diff(exact, axis=1)))), 0.5)
     noise = pixel_noise / (2.0 * np.sqrt(np.pi) * width)
-    threshold = background + share * (float(filters.threshold_otsu(smooth)) - background)
-    above: Mask = smooth > max(threshold, background + 8.0 * noise)
-    return above
+    root = np.sqrt(np.maximum(smooth - background, 0.0))
+    height = float(filters.threshold_otsu(root)) ** 2
+    return _Level(smooth, background, background + max(height, 8.0 * noise))
+
+
+def _heights(smooth: Image, labels: Labels) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the level of each label, 0 included: the mean of those of its pixels that are above its mean."""
+    flat, values = labels.ravel(), smooth.ravel().astype(np.float64)
+    means = np.bincount(flat, values) / np.maximum(np.bincount(flat), 1)
+    upper = values >= means[flat]
+    heights: np.ndarray[Any, np.dtype[np.float64]] = np.bincount(flat, values * upper) / np.maximum(
+        np.bincount(flat, upper), 1
+    )
+    return heights
+
+
+def _cleaned(foreground: Mask, *, nucleus_px: float) -> Mask:
+    """Fill holes up to a quarter of a typical nucleus' area, and take off specks and thin bridges."""
+    area = np.pi / 4 * nucleus_px**2
+    foreground = morphology.remove_small_holes(foreground, max_size=int(0.25 * area))
+    foreground = ndimage.binary_opening(foreground, morphology.disk(max(round(0.06 * nucleus_px), 1)))
+    cleaned: Mask = morphology.remove_small_objects(foreground, max_size=int(area / 12))
+    return cleaned
+
+
+def _split(foreground: Mask, *, nucleus_px: float) -> Labels:
+    """Split by a watershed on the smoothed distance to the edge, from peaks at least 0.45 nucleus diameters apart."""
+    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(foreground).astype(np.float32), 0.08 * nucleus_px)
+    peaks = feature.peak_local_max(
+        distance, min_distance=max(round(0.45 * nucleus_px), 1), threshold_abs=0.1, exclude_border=False
+    )
+    markers = np.zeros(foreground.shape, np.int32)
+    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    labels: Labels = segmentation.watershed(-distance, markers, mask=foreground).astype(np.int32, copy=False)
+    return labels

@@ -158,6 +158,19 @@ def test_nuclei_are_counted_and_touching_ones_split() -> None:
     assert typical_nucleus_px([image]) == pytest.approx(12, abs=2)
 
 
+def test_dim_nuclei_among_bright_ones_are_found_at_their_own_edge() -> None:
+    bright = [(20, 20, 4), (20, 50, 4), (50, 20, 4), (80, 80, 4), (50, 80, 4), (80, 50, 4)]
+    dim = [(50, 50, 6), (80, 20, 6)]
+    shape = (100, 100)
+    image = 500 + 20000 * (disks(bright, shape) > 0) + 4000 * (disks(dim, shape) > 0)
+    image = np.random.default_rng(0).poisson(ndimage.gaussian_filter(image.astype(float), 0.7)).astype(np.uint16)
+    nuclei = find_nuclei(image, nucleus_px=11)
+    assert nuclei.max() == len(bright) + len(dim)
+    for row, column, radius in bright + dim:
+        area = (nuclei == nuclei[row, column]).sum()
+        assert area == pytest.approx((disks([(row, column, radius)], shape) > 0).sum(), rel=0.25)
+
+
 def test_an_empty_field_has_no_nucleus() -> None:
     for level in (3, 500, 20000):
         image = np.random.default_rng(level).poisson(level, (200, 200)).astype(np.uint16)
