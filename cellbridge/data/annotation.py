@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from cellbridge.conditions import Condition
+from cellbridge.data import store
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.readers.platemap import WellContents
 from cellbridge.data.readers.rows import ImageRow
-from cellbridge.errors import ManifestError, did_you_mean
+from cellbridge.errors import ManifestError, StoreError, did_you_mean
 
 COMPOUND_COLUMNS = ("Metadata_Compound", "Metadata_compound", "Metadata_pert_iname", "Metadata_broad_sample")
 CONCENTRATION_COLUMNS = ("Metadata_Concentration", "Metadata_concentration", "Metadata_mmoles_per_liter")
@@ -65,7 +66,10 @@ def annotate(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRo
     filled = [_with_compound(row, compound, key, value) for row in rows]
     control = _control_name(filled, manifest)
     scale = _scale(manifest, manifest.columns.get("Metadata_Concentration", concentration or ""))
-    return [_finished(row, control, concentration, scale) for row in filled], control
+    finished = [_finished(row, control, concentration, scale) for row in filled]
+    for row in finished:
+        condition_of(row, control=control)
+    return finished, control
 
 
 def is_control(row: ImageRow) -> bool:
@@ -73,10 +77,14 @@ def is_control(row: ImageRow) -> bool:
     return row.metadata["Metadata_pert_type"] == "negcon"
 
 
-def condition_of(row: ImageRow) -> Condition:
-    """Return an annotated row's condition; the control has no dose."""
-    text = row.metadata["Metadata_Concentration"]
-    return Condition(row.metadata["Metadata_Compound"], None if is_control(row) or not text else float(text))
+def condition_of(row: ImageRow, *, control: str) -> Condition:
+    """Return an annotated row's condition; raise ManifestError where the store could not tell it from another."""
+    try:
+        return store.condition_of(
+            row.metadata["Metadata_Compound"], row.metadata["Metadata_Concentration"], control=control
+        )
+    except StoreError as error:
+        raise ManifestError(f"{row.where}: {error}") from None
 
 
 def require_control(rows: Iterable[ImageRow], manifest: Manifest) -> None:

@@ -155,7 +155,11 @@ def test_a_vehicle_well_with_an_empty_compound_becomes_the_control(tmp_path: Pat
     rows, control = catalogue(tmp_path, "a1\t\t\tDMSO\nA02\ttaxol\t9.99999999999999999\tDMSO\nA03\tNA\t0.5\tDMSO\n")
     assert control == "DMSO"
     assert [is_control(row) for row in rows] == [True, False, False]
-    assert [condition_of(row) for row in rows] == [Condition("DMSO"), Condition("taxol", 10.0), Condition("NA", 0.5)]
+    assert [condition_of(row, control=control) for row in rows] == [
+        Condition("DMSO"),
+        Condition("taxol", 10.0),
+        Condition("NA", 0.5),
+    ]
     assert rows[1].metadata["Metadata_Concentration"] == "9.99999999999999999"
     assert rows[1].metadata["Metadata_broad_sample"] == "taxol"
 
@@ -239,7 +243,7 @@ def test_controls_of_several_names_need_one_name(tmp_path: Path) -> None:
     annotated, control = annotate(rows, manifest(control_name="reporter"))
     assert control == "reporter"
     assert [row.metadata["Metadata_ControlCompound"] for row in annotated] == ["BFP", "LacZ"]
-    assert {condition_of(row).name for row in annotated} == {"reporter"}
+    assert {condition_of(row, control=control).name for row in annotated} == {"reporter"}
 
 
 def test_a_plate_without_control_is_named(tmp_path: Path) -> None:
@@ -252,6 +256,12 @@ def test_a_plate_without_control_is_named(tmp_path: Path) -> None:
 def test_a_treated_row_without_compound_is_refused(tmp_path: Path) -> None:
     rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,DMSO\nd,e,p,A02,y,trt,\n")
     with pytest.raises(ManifestError, match="row 3: Metadata_Compound is empty"):
+        annotate(rows, manifest())
+
+
+def test_a_compound_that_reads_like_a_dose_is_refused_with_its_row(tmp_path: Path) -> None:
+    rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,DMSO\nd,e,p,A02,y,trt,drug@5\n")
+    with pytest.raises(ManifestError, match=r"row 3: condition .* would be read back as"):
         annotate(rows, manifest())
 
 
