@@ -38,7 +38,9 @@ class Bar:
         self._done = self._resumed_at = done
         self._show("", speak=False)
 
-    def advance(self, units: int = 1, *, rate_per_unit: float = 1.0, rate_unit: str | None = None, detail: str = "") -> None:
+    def advance(
+        self, units: int = 1, *, rate_per_unit: float = 1.0, rate_unit: str | None = None, detail: str = ""
+    ) -> None:
         """Count finished units; `rate_per_unit` turns units into what the rate is told in (images per step)."""
         self._done += units
         rate = (self._done - self._resumed_at) * rate_per_unit / max(time.monotonic() - self._started, 1e-9)
@@ -60,7 +62,9 @@ class Bar:
             self._spoke = now
             fresh = max(self._done - self._resumed_at, 1)
             left = (now - self._started) / fresh * (self._total - self._done)
-            sys.stderr.write(f"{self._description}: {self._done}/{self._total} {self._unit} · {words} · {left:.0f} s left\n")
+            sys.stderr.write(
+                f"{self._description}: {self._done}/{self._total} {self._unit} · {words} · {left:.0f} s left\n"
+            )
             sys.stderr.flush()
 
 

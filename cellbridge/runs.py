@@ -168,6 +168,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def is_taken(path: Path) -> bool:
+    """Say whether a name holds any file; empty directories, as a workflow engine makes ahead of a job, leave it free."""
+    return any(p.is_file() for p in path.rglob("*")) if path.is_dir() else path.exists()
+
+
 @contextmanager
 def publish_directory(target: Path, *, manifest: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Yield an empty sibling directory to write into, and publish it as `target` when the block ends without an error.

@@ -21,7 +21,7 @@ from cellbridge.conditions import Condition
 from cellbridge.config import Section
 from cellbridge.errors import RunError
 from cellbridge.progress import bar
-from cellbridge.runs import MANIFEST, RunDir, begin, publish_directory, read_manifest, write_json
+from cellbridge.runs import MANIFEST, RunDir, begin, is_taken, publish_directory, read_manifest, write_json, write_text
 
 if TYPE_CHECKING:
     from cellbridge.data.anatomy import Cells
@@ -155,7 +155,7 @@ def _resolve(config: Config) -> "dict[Condition, Compound]":
 
 def _require_free(out: Path, config: Config) -> None:
     """Refuse to replace anything but an earlier result of the same configuration."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not is_taken(out):
         return
     if not (out / MANIFEST).is_file() or read_manifest(out).get("kind") != _KIND:
         raise RunError(f"{out}: exists and holds no synthetic plates. Choose another --out, or remove it.")

@@ -10,7 +10,7 @@ from cellbridge.config import Section, SolverConfig
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
 from cellbridge.progress import bar
-from cellbridge.runs import fingerprint
+from cellbridge.runs import fingerprint, is_taken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +60,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     info = describe(config.store)
     source = resolve(config.source or info.control, info.conditions, aliases=info.aliases)
     wanted = [resolve(t, info.conditions, aliases=info.aliases) for t in config.targets or ()]
-    if out.exists() and any(out.iterdir()) and not config.overwrite:
+    if is_taken(out) and not config.overwrite:
         raise StoreError(f"{out}: exists already. Remove it, choose another name, or set overwrite=true.")
 
     from cellbridge import assembly

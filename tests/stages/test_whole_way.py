@@ -24,8 +24,8 @@ def call(*arguments: object) -> None:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plates to evaluation: two training plates and one test plate, few cells, a few steps of training."""
     root = tmp_path_factory.mktemp("study")
-    plates = ["--set", "plates=[P1,P2,P3]", "--set", "control_wells=3", "--set", "wells=[2]", "--set", "sites=1"]
-    fields = ["--set", "field_px=128", "--set", "cells_per_field=12", "--set", "conditions=[taxol@1,tunicamycin@5]"]
+    plates = ["--set", "plates=[P1,P2,P3]", "--set", "control_wells=3", "--set", "wells=[2]", "--set", "sites=2"]
+    fields = ["--set", "field_px=160", "--set", "cells_per_field=14", "--set", "conditions=[taxol@1,tunicamycin@5]"]
     call("synthesize", "--seed", 3, *plates, *fields, "--out", root / "plates")
     split = ["--set", "split={by: plate, test: [P3]}"]
     call("prepare", "--manifest", root / "plates/manifest.yaml", *split, "--out", root / "store.zarr")
