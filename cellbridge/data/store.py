@@ -307,7 +307,7 @@ def write_store(
     from cellbridge.data import writing
 
     path = Path(path)
-    if is_taken(path) and not overwrite:
+    if runs.is_taken(path) and not overwrite:
         raise StoreError(f"{path}: exists already. Remove it, or choose another name.")
     contents = writing.Contents(obs=obs, counts=counts, masks=masks, x_T=x_T)
     head = {

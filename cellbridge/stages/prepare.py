@@ -101,7 +101,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     StoreError : `out` exists, or `crops_from` is no store of fields.
     ConfigError : the split names what is not there, or settings do not fit the store of `crops_from`.
     """
-    if is_taken(out):
+    if runs.is_taken(out):
         raise StoreError(f"{out}: exists already. Remove it, or choose another --out.")
     task = _check(config)
     from cellbridge.data.collector import Collector
