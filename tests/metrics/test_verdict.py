@@ -1,0 +1,79 @@
+"""Claims about the words that stand for numbers."""
+
+import pytest
+
+from cellbridge.metrics.table import text_table
+from cellbridge.metrics.verdict import judge
+
+
+def _estimate(value, half=0.05):
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def _rows(*, hits, errors=None, n=100):
+    """Rows of one model and its null rows, from the share of hits and the error of each."""
+    keys = {"model:m": "model", "copy": "null", "shift": "null", "denoised": "null", "shuffled:model:m": "null"}
+    rows = []
+    for key, kind in keys.items():
+        row = {"key": key, "name": key, "kind": kind, "n": n, "n_distance": 30, "target_hit": _estimate(hits[key])}
+        row["hit_against"] = {other: _estimate(hits[key] - hits[other], 0.08) for other in keys if other != key}
+        row["gap_closed"] = _estimate(0.6, 0.2)
+        if errors:
+            row |= {"error": _estimate(errors[key]), "score": _estimate(errors[key])}
+            row["against"] = {other: _estimate(errors[key] - errors[other], 0.02) for other in keys if other != key}
+        rows.append(row)
+    return [*rows, {"key": "real", "name": "real", "kind": "real", "n": n, "target_hit": _estimate(0.8)}]
+
+
+def _hits(model, *, copy=0.0, shift=0.1, denoised=0.0, shuffled=0.0):
+    return {"model:m": model, "copy": copy, "shift": shift, "denoised": denoised, "shuffled:model:m": shuffled}
+
+
+def _errors(model):
+    return {"model:m": model, "copy": 0.5, "shift": 0.4, "denoised": 0.48, "shuffled:model:m": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("hits", "errors", "label"),
+    [
+        (_hits(0.8), _errors(0.3), "carries the phenotype, cell by cell"),
+        (_hits(0.8), None, "carries the phenotype"),
+        (_hits(0.05), _errors(0.5), "indistinguishable from DMSO"),
+        (_hits(0.5, shift=0.5), _errors(0.4), "explained by an intensity shift"),
+        (_hits(0.5, denoised=0.5), _errors(0.5), "explained by smoothing"),
+        (_hits(0.8, shuffled=0.8), _errors(0.3), "does not depend on its condition"),
+        (_hits(0.8), _errors(0.9), "shows the phenotype, but not of this cell"),
+        (_hits(0.8), _errors(0.4), "shows the phenotype; no nearer to the truth than a null row"),
+    ],
+)
+def test_each_outcome_has_its_label(hits, errors, label):
+    verdict = judge(_rows(hits=hits, errors=errors), "model:m", target="taxol@1", control="DMSO", separable=None)
+    assert verdict.label == label
+    assert verdict.held_up is label.startswith("carries")
+
+
+def test_few_cells_give_no_verdict():
+    verdict = judge(_rows(hits=_hits(0.8), n=12), "model:m", target="taxol@1", control="DMSO", separable=None)
+    assert (verdict.label, verdict.held_up) == ("n too small", None)
+
+
+def test_a_target_that_the_classifier_cannot_tell_is_said_first():
+    blind = {"value": 0.52, "low": 0.45, "high": 0.6}
+    words = judge(_rows(hits=_hits(0.8)), "model:m", target="taxol@1", control="DMSO", separable=blind).sentences
+    assert words[0].startswith("Real taxol@1 cannot be told from DMSO by the classifier (AUC 0.52 (0.45 to 0.60))")
+
+
+def test_more_hits_than_real_cells_are_called_overdone():
+    words = judge(_rows(hits=_hits(1.0)), "model:m", target="taxol@1", control="DMSO", separable=None).sentences
+    assert any("overdone" in sentence for sentence in words)
+
+
+def test_the_text_table_shows_every_row_and_a_dash_for_what_is_not_computed():
+    target = {"source": "DMSO", "target": "taxol@1", "n": 100, "n_truth": 0, "n_responders": 0, "resampled": "wells"}
+    target |= {"rows": _rows(hits=_hits(0.8)), "verdicts": [], "notes": ["a note"]}
+    accuracy = {"balanced_accuracy": {"not_computed": "no cells"}}
+    text = text_table({"targets": [target], "classifier": accuracy, "extractors": [{"name": "features"}]})
+    line = next(line for line in text.splitlines() if "model:m" in line and line.startswith("▸"))
+    assert "80 [75, 85]" in line
+    assert "–" in line
+    assert "a note" in text
