@@ -1,0 +1,233 @@
+"""Claims about `evaluate`: planted failures are named, nothing that it reads is written to, and a leak is refused."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from known_world import HEAD, truth_images, write_classifier, write_study, write_translated
+
+from cellbridge.data.store import open_store, write_store
+from cellbridge.errors import LeakError, ModelError, StoreError
+from cellbridge.runs import RunDir, file_sha256
+from cellbridge.stages.evaluate import Config, run
+
+TARGETS = ("shrinker@1", "dimmer@5")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """One study, a classifier, and four models: the truth itself, a copier, one deaf to its condition, one that mixes cells up."""
+    folder = tmp_path_factory.mktemp("known world")
+    paths = write_study(folder, per_well=16)
+    reference = open_store(paths["reference"])
+    sources = reference.images(reference.select(split="test", conditions=["DMSO"]))
+    truth = {target: truth_images(paths, target, origin="counterfactual") for target in TARGETS}
+    models = {
+        "honest": truth,
+        "copier": dict.fromkeys(TARGETS, sources),
+        "deaf": dict.fromkeys(TARGETS, truth["shrinker@1"]),
+        "mixer": {target: np.roll(images, 17, axis=0) for target, images in truth.items()},
+    }
+    paths["translated"] = write_translated(folder / "translated.zarr", paths, models)
+    paths["classifier"] = write_classifier(folder / "classifier", paths)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def evaluation(study, tmp_path_factory):
+    """The evaluation of all four, its summary, and the hashes of every input before it."""
+    before = _hashes(study)
+    out = tmp_path_factory.mktemp("runs") / "evaluation"
+    summary = run(Config(**study, resamples=200), out=out)
+    metrics = json.loads(RunDir(out).metrics.read_text(encoding="utf-8"))
+    return {"out": out, "summary": summary, "metrics": metrics, "before": before}
+
+
+def _hashes(study):
+    return {file: file_sha256(file) for path in study.values() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def _target(evaluation, name="shrinker@1"):
+    return next(target for target in evaluation["metrics"]["targets"] if target["target"] == name)
+
+
+def _row(evaluation, key, target="shrinker@1"):
+    return next(row for row in _target(evaluation, target)["rows"] if row["key"] == key)
+
+
+def _label(evaluation, model, target="shrinker@1"):
+    return next(v["label"] for v in _target(evaluation, target)["verdicts"] if v["key"] == f"model:{model}")
+
+
+def test_the_truth_itself_holds_up(evaluation):
+    for target in TARGETS:
+        assert _label(evaluation, "honest", target) == "carries the phenotype, cell by cell"
+
+
+def test_a_copier_is_named(evaluation):
+    for target in TARGETS:
+        assert _label(evaluation, "copier", target) == "indistinguishable from DMSO"
+
+
+def test_a_model_that_is_deaf_to_its_condition_is_named(evaluation):
+    assert _label(evaluation, "deaf") == "does not depend on its condition"
+
+
+def test_a_model_that_mixes_cells_up_is_named_although_its_distribution_is_right(evaluation):
+    gap = _row(evaluation, "model:mixer")["gap_closed"]
+    assert gap["low"] <= 1 <= gap["high"]
+    assert _label(evaluation, "mixer", "dimmer@5") == "shows the phenotype, but not of this cell"
+    verdicts = [v for target in TARGETS for v in _target(evaluation, target)["verdicts"] if v["key"] == "model:mixer"]
+    assert [v["held_up"] for v in verdicts] == [False, False]
+
+
+def test_copying_scores_one_and_the_best_possible_zero(evaluation):
+    for target in TARGETS:
+        assert _row(evaluation, "copy", target)["score"]["value"] == 1
+        assert _row(evaluation, "best", target)["score"]["value"] == 0
+        assert _row(evaluation, "model:honest", target)["error"]["value"] < 1e-6
+
+
+def test_every_arm_stands_at_one_n_with_hits_errors_and_distances(evaluation):
+    rows = _target(evaluation)["rows"]
+    expected = {"copy", "shift", "moments", "denoised", "real", "counterfactual", "best"}
+    assert expected < {row["key"] for row in rows}
+    assert {row["n"] for row in rows if row["kind"] != "real"} == {64}
+    assert {row["n_distance"] for row in rows} == {16}
+    for row in rows:
+        assert "value" in row["frechet"]
+        assert row["target_hit"]["low"] is not None
+        assert ("error" in row) == (row["kind"] != "real")
+
+
+def test_untouched_control_closes_none_of_the_gap_within_its_interval(evaluation):
+    gap = _row(evaluation, "copy")["gap_closed"]
+    assert gap["low"] <= 0 <= gap["high"]
+
+
+def test_results_say_what_made_them(evaluation):
+    metrics = evaluation["metrics"]
+    extractor = metrics["extractors"][0]
+    assert extractor["name"].startswith("cellbridge-classifier@")
+    assert len(extractor["sha256"]) == 64
+    assert set(metrics["inputs"]) == {"translated", "reference", "classifier", "truth"}
+    assert metrics["inception"]["not_computed"].startswith("no weights were given")
+    words = metrics["classifier"]["per_condition"]
+    assert words["DMSO"]["held_out"].startswith("all cells")
+    assert words["shrinker@1"]["held_out"].startswith("wells that cells were translated from")
+
+
+def test_white_x_T_passes_its_battery_beside_fresh_noise(evaluation):
+    noise = _target(evaluation)["noise"]
+    assert set(noise["models"]) == {"honest", "copier", "deaf", "mixer"}
+    assert min(test["p_holm"] for test in noise["models"]["honest"]) > 1e-3
+    assert len(noise["fresh"]) == len(noise["models"]["honest"]) == 10
+
+
+def test_inputs_are_only_read(evaluation, study):
+    assert _hashes(study) == evaluation["before"]
+
+
+def test_figures_and_the_table_are_written(evaluation):
+    figures = [figure for target in evaluation["metrics"]["targets"] for figure in target["figures"]]
+    assert len(figures) == 10
+    assert all((evaluation["out"] / figure["file"]).read_bytes().startswith(b"\x89PNG") for figure in figures)
+    table = (evaluation["out"] / "table.txt").read_text(encoding="utf-8")
+    assert table.strip() == evaluation["summary"]["table"].strip()
+    assert "best possible" in table
+
+
+@pytest.fixture(scope="module")
+def one_target(study, tmp_path_factory):
+    """One model, one target, no x_T, as a store of its own."""
+    folder, store = tmp_path_factory.mktemp("one target"), open_store(study["translated"])
+    honest = (store.obs["Metadata_Model"] == "honest") & (store.obs["Metadata_TargetCondition"] == "dimmer@5")
+    chosen = np.flatnonzero(honest.to_numpy())
+    obs = store.obs.iloc[chosen].reset_index(drop=True)
+    write_store(folder / "one.zarr", obs=obs, counts=store.counts(chosen), intensity=store.intensity, **HEAD)
+    return Config(**{**study, "translated": folder / "one.zarr", "truth": None}, n=40, resamples=100)
+
+
+def test_one_target_without_truth_says_what_is_not_computed_and_one_seed_gives_the_same_numbers(one_target, tmp_path):
+    for name in ("first", "again"):
+        run(one_target, out=tmp_path / name)
+    first, again = (RunDir(tmp_path / name).metrics.read_text(encoding="utf-8") for name in ("first", "again"))
+    assert first == again
+    target = json.loads(first)["targets"][0]
+    assert target["n"] == 40
+    assert any("shuffled condition (honest): not computed" in note for note in target["notes"])
+    assert any("the truth is not known" in note for note in target["notes"])
+    assert target["noise"] == {"not_computed": "the translated store holds no x_T"}
+    assert all("error" not in row for row in target["rows"])
+    # Without truth per cell, nothing tells a compound that dims from an intensity shift.
+    assert target["verdicts"][0]["label"] == "explained by an intensity shift"
+
+
+def test_a_classifier_trained_on_a_plate_under_judgement_is_refused(study, tmp_path):
+    leaky = write_classifier(tmp_path / "leaky", study, plates=("P1", "P3"))
+    with pytest.raises(LeakError, match='trained on plate "P3", which is under judgement'):
+        run(Config(**{**study, "classifier": leaky}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_that_does_not_say_its_sources_is_refused(study, tmp_path):
+    with pytest.raises(StoreError, match="has no column Metadata_SourceCell"):
+        run(Config(**{**study, "translated": study["reference"]}), out=tmp_path / "run")
+
+
+def test_another_reference_is_refused(study, tmp_path):
+    other = open_store(study["reference"])
+    obs = other.obs.reset_index(drop=True)
+    obs["Metadata_Cell"] = "other-" + obs["Metadata_Cell"]
+    write_store(
+        tmp_path / "other.zarr", obs=obs, counts=other.counts(np.arange(len(obs))), intensity=other.intensity, **HEAD
+    )
+    with pytest.raises(StoreError, match=r'source cell "P3-A01-0" is not in .*other\.zarr'):
+        run(Config(**{**study, "reference": tmp_path / "other.zarr"}), out=tmp_path / "run")
+
+
+def test_missing_inception_weights_and_classifiers_are_refused_before_torch_is_imported(study, tmp_path):
+    with pytest.raises(ModelError, match=r"inception\.pth: no such weights file"):
+        run(Config(**study, inception_weights=tmp_path / "inception.pth"), out=tmp_path / "run")
+    code = (
+        "import sys; from pathlib import Path; from cellbridge.stages.evaluate import Config, run\n"
+        f"paths = { ({name: str(path) for name, path in study.items()} | {'classifier': str(tmp_path)})!r}\n"
+        "try: run(Config(**paths), out=Path('nowhere'))\n"
+        "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["CheckpointError", "False"]
+
+
+def test_a_cell_without_a_counterfactual_is_left_out_and_counted(study, tmp_path):
+    truth = open_store(study["truth"])
+    keep = np.flatnonzero(~truth.obs["Metadata_SourceCell"].isin(["P3-A01-0", "P3-A01-3"]).to_numpy())
+    obs = truth.obs.iloc[keep].reset_index(drop=True)
+    write_store(tmp_path / "truth.zarr", obs=obs, counts=truth.counts(keep), intensity=truth.intensity, **HEAD)
+    from cellbridge.data.comparison import compare
+
+    stores = [open_store(path) for path in (study["translated"], study["reference"], tmp_path / "truth.zarr")]
+    for comparison in compare(*stores, split="test", n=None, seed=0):
+        assert (comparison.lost, len(comparison.sources)) == (2, 62)
+
+
+def test_draws_of_real_cells_are_disjoint_and_sources_are_the_same_for_all_targets(study):
+    from cellbridge.data.comparison import compare
+
+    stores = [open_store(path) for path in (study["translated"], study["reference"])]
+    first, second = compare(*stores, None, split="test", n=20, seed=3)
+    assert (first.sources == second.sources).all()
+    for comparison in (first, second):
+        draws = [comparison.reference, *comparison.floor, comparison.ceiling, comparison.sources[comparison.scored]]
+        together = np.concatenate(draws)
+        assert len(np.unique(together)) == len(together)
+        assert len({len(draw) for draw in draws}) == 1
+        outputs = stores[0].obs.iloc[comparison.outputs["honest"]]
+        assert list(outputs["Metadata_SourceCell"]) == list(stores[1].obs.index[comparison.sources])
+        shuffled = stores[0].obs.iloc[comparison.shuffled["honest"]]
+        assert list(shuffled["Metadata_SourceCell"]) == list(outputs["Metadata_SourceCell"])
+        assert set(shuffled["Metadata_TargetCondition"]).isdisjoint({comparison.target})
+    assert isinstance(stores[0].obs, pd.DataFrame)

@@ -1,0 +1,164 @@
+"""Claims about `report`: one self-contained, escaped page that says the verdict first."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from cellbridge.errors import RunError
+from cellbridge.plots.montage import montage
+from cellbridge.stages.report import Config, run
+
+
+def _estimate(value, half=0.1):
+    return {"value": value, "low": value - half, "high": value + half, "n": 40, "resampled": "wells"}
+
+
+def _row(key, name, kind, hit):
+    return {
+        "key": key,
+        "name": name,
+        "kind": kind,
+        "n": 40,
+        "n_distance": 20,
+        "frechet": _estimate(3.0),
+        "kernel": _estimate(0.02, 0.01),
+        "gap_closed": {"not_computed": "no gap"},
+        "target_hit": _estimate(hit, 0.05),
+        "hit_relative": _estimate(1.0),
+        "error": _estimate(0.4),
+        "score": _estimate(-0.2),
+    }
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """A run directory as `evaluate` leaves it, with a compound whose name is HTML."""
+    directory = tmp_path / "evaluation"
+    (directory / "figures").mkdir(parents=True)
+    pictures = {"DMSO": np.random.default_rng(0).uniform(-1, 1, (3, 2, 8, 8))}
+    axes = montage(pictures, ["DNA", "ER"], np.array([[-1.0, 1.0], [-1.0, 1.0]]))
+    axes.figure.savefig(directory / "figures" / "x-montage.png")
+    test = {
+        "name": "variance",
+        "meaning": "variance of all pixels",
+        "p": 0.4,
+        "p_holm": 0.8,
+        "effect": 1.1,
+        "low": 1.05,
+    }
+    test |= {"high": 1.2, "gate": [0.98, 1.02], "state": "outside"}
+    target = {
+        "target": "<script>alert(1)</script>@1",
+        "source": "DMSO",
+        "n": 40,
+        "plates": ["0001053597806"],
+        "n_lost": 1,
+        "n_truth": 40,
+        "n_responders": 20,
+        "resampled": "wells",
+        "rows": [_row("model:ddib", "translated (ddib)", "model", 0.7), _row("copy", "copy the control", "null", 0.05)],
+        "verdicts": [
+            {"model": "translated (ddib)", "label": "carries the phenotype", "text": "It does.", "held_up": True}
+        ],
+        "noise": {"models": {"ddib": [test]}, "fresh": [test]},
+        "nuclei": {"model:ddib": {"source": {"shift_px": 0.5, "iou": 0.8, "n": 40}}},
+        "notes": ["denoised copy: not computed: no cells."],
+        "figures": [{"file": "figures/x-montage.png", "title": "Cells", "caption": "Some."}],
+    }
+    metrics = {
+        "kind": "evaluation",
+        "seed": 0,
+        "split": "test",
+        "resamples": 100,
+        "channels": ["DNA", "ER"],
+        "extractors": [{"name": "extractor", "sha256": "0" * 64}],
+        "inception": {"not_computed": "no weights were given"},
+        "classifier": {
+            "conditions": ["DMSO", "taxol@1"],
+            "training_plates": ["P1"],
+            "plates": "disjoint",
+            "balanced_accuracy": _estimate(0.9),
+            "per_condition": {"DMSO": {"n": 9, "recall": _estimate(0.8), "held_out": "wells left out"}},
+            "confusion": [[7, 2], [0, 0]],
+        },
+        "targets": [target],
+        "versions": {"torch": "2"},
+        "inputs": {"translated": "f" * 64},
+    }
+    (directory / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture
+def training(tmp_path):
+    directory = tmp_path / "base"
+    directory.mkdir()
+    lines = [{"event": "started", "step": 0}]
+    lines += [{"event": "logged", "step": step, "loss": 1 / step, "images_per_second": 10.0} for step in range(1, 30)]
+    (directory / "events.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return directory
+
+
+class _Sources(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.sources = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "data", "srcset")]
+
+
+def test_the_page_is_self_contained_and_names_are_escaped(evaluation, training):
+    run(Config(runs=(evaluation, training)))
+    html = (evaluation / "report.html").read_text(encoding="utf-8")
+    page = _Sources()
+    page.feed(html)
+    assert "script" not in page.tags
+    assert "&lt;script&gt;" in html
+    assert len(page.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.search(r"https?://|url\(|@import", html)
+
+
+def test_the_verdict_comes_before_any_table(evaluation):
+    run(Config(runs=(evaluation,)))
+    html = (evaluation / "report.html").read_text(encoding="utf-8")
+    assert "1 of 1 translation held up." in html
+    assert html.index("carries the phenotype") < html.index("<table>")
+
+
+def test_numbers_stand_with_their_intervals_and_what_is_missing_with_its_reason(evaluation):
+    run(Config(runs=(evaluation,)))
+    html = (evaluation / "report.html").read_text(encoding="utf-8")
+    assert "70 %" in html
+    assert "65 to 75" in html
+    assert "−0.20" in html
+    assert "denoised copy: not computed" in html
+    assert "0001053597806" in html
+    assert "outside" in html
+
+
+def test_the_page_goes_where_it_is_wanted(evaluation, tmp_path):
+    assert run(Config(runs=(evaluation,)), out=tmp_path / "elsewhere")["report"] == str(
+        tmp_path / "elsewhere/report.html"
+    )
+    assert not (evaluation / "report.html").exists()
+
+
+def test_a_run_without_numbers_is_refused(tmp_path, training):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"empty: holds no evaluation"):
+        run(Config(runs=(tmp_path / "empty",)))
+    with pytest.raises(RunError, match="none is an evaluation"):
+        run(Config(runs=(training,)))
+
+
+def test_a_missing_figure_is_named(evaluation):
+    (evaluation / "figures" / "x-montage.png").unlink()
+    with pytest.raises(RunError, match=r"x-montage\.png: is missing"):
+        run(Config(runs=(evaluation,)))
+    assert not (evaluation / "report.html").exists()
