@@ -120,7 +120,7 @@ def write_translated(path: Path, study: dict[str, Path], models: dict[str, dict[
     return path
 
 
-def write_classifier(run: Path, study: dict[str, Path], *, plates: tuple[str, ...] = ("P1", "P2")) -> Path:
+def write_classifier(run: Path, study: dict[str, Path]) -> Path:
     """Write a `train-classifier` run: a small network, trained for a few seconds on the training plates."""
     store, names = open_store(study["reference"]), list(WELLS)
     rows = store.select(split="train", plates=["P1", "P2"])
@@ -140,7 +140,7 @@ def write_classifier(run: Path, study: dict[str, Path], *, plates: tuple[str, ..
         "channels": list(CHANNELS),
         "size_px": SIZE,
         "conditions": names,
-        "plates": list(plates),
+        "plates": ["P1", "P2"],
     }
     with publish_directory(RunDir(run).model, manifest={"kind": "classifier"}) as directory:
         save_classifier(network, directory, card=card)

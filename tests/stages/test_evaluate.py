@@ -1,6 +1,7 @@
 """Claims about `evaluate`: planted failures are named, nothing that it reads is written to, and a leak is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -79,7 +80,7 @@ def test_a_model_that_is_deaf_to_its_condition_is_named(evaluation):
 def test_a_model_that_mixes_cells_up_is_named_although_its_distribution_is_right(evaluation):
     gap = _row(evaluation, "model:mixer")["gap_closed"]
     assert gap["low"] <= 1 <= gap["high"]
-    assert _label(evaluation, "mixer", "dimmer@5") == "shows the phenotype, but not of this cell"
+    assert _row(evaluation, "model:mixer", "dimmer@5")["against"]["copy"]["low"] > 0
     verdicts = [v for target in TARGETS for v in _target(evaluation, target)["verdicts"] if v["key"] == "model:mixer"]
     assert [v["held_up"] for v in verdicts] == [False, False]
 
@@ -167,7 +168,9 @@ def test_one_target_without_truth_says_what_is_not_computed_and_one_seed_gives_t
 
 
 def test_a_classifier_trained_on_a_plate_under_judgement_is_refused(study, tmp_path):
-    leaky = write_classifier(tmp_path / "leaky", study, plates=("P1", "P3"))
+    leaky = shutil.copytree(study["classifier"], tmp_path / "leaky")
+    card = leaky / "model" / "cellbridge.json"
+    card.write_text(card.read_text(encoding="utf-8").replace('"P2"', '"P3"'), encoding="utf-8")
     with pytest.raises(LeakError, match='trained on plate "P3", which is under judgement'):
         run(Config(**{**study, "classifier": leaky}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
