@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,25 +13,21 @@ from torch import Tensor, nn
 
 from cellbridge.adapters import library, lora
 from cellbridge.conditions import Condition
-from cellbridge.config import AdapterConfig, NetworkConfig, ScheduleConfig, Section, SolverConfig, TrainingConfig
-from cellbridge.data.dataset import BatchSource
+from cellbridge.config import (
+    AdapterConfig,
+    NetworkConfig,
+    ScheduleConfig,
+    Section,
+    SolverConfig,
+)
 from cellbridge.data.store import StoreInfo
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
-from cellbridge.diffusion.fitting import denoising_loss, noised_batches
 from cellbridge.diffusion.guidance import ClassifierFreeGuidance
-from cellbridge.diffusion.samplers import sample
 from cellbridge.diffusion.schedule import Schedule, make_schedule
 from cellbridge.errors import CheckpointError, ModelError
 from cellbridge.networks.classifier import Classifier, load_classifier_directory
-from cellbridge.networks.unet import build_unet, load_unet, save_base
-from cellbridge.plots.composite import contrast_limits
-from cellbridge.plots.montage import montage
+from cellbridge.networks.unet import build_unet, load_unet, require_same_keys, save_base
 from cellbridge.runs import RunDir, fingerprint, publish_directory, write_text
-from cellbridge.runtime import autocast, noise_per_image, pick_precision
-from cellbridge.training.checkpoint import as_resume
-from cellbridge.training.ema import applied
-from cellbridge.training.events import Finished, show
-from cellbridge.training.loop import fit
 from cellbridge.translators.ddib import Ddib
 from cellbridge.translators.translator import Translator
 
@@ -42,7 +38,6 @@ CARD = "cellbridge.json"
 NULL_ROW = 0
 CONTROL_ROW = 1
 SPARE = "<adapter>"
-_SAMPLES = 6
 
 
 class ModelCard(Section):
@@ -92,17 +87,24 @@ def base_rows(conditions: Sequence[str]) -> tuple[str, ...]:
     return ("", *conditions, SPARE)
 
 
-def build_network(config: NetworkConfig, *, channels: int, size_px: int, conditions: int, seed: int) -> nn.Module:
-    """Build the backbone with weights drawn from `seed`, leaving the global random state as it was."""
+def build_network(card: ModelCard, *, seed: int, init_from: Path | None = None) -> nn.Module:
+    """Build a base's backbone, leaving the global random state as it was.
+
+    Parameters
+    ----------
+    seed : of the weights it starts from.
+    init_from : another base's run or model directory, whose weights are taken instead.
+    """
+    channels, conditions = len(card.channels), len(card.conditions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BACKBONES[config.backbone](config, channels=channels, size_px=size_px, conditions=conditions)
-
-
-def labels_of(names: Iterable[str], conditions: Sequence[str]) -> Tensor:
-    """Return the embedding row of each condition name, int64."""
-    row = {name: index for index, name in enumerate(conditions)}
-    return torch.tensor([row[name] for name in names], dtype=torch.int64)
+        build = BACKBONES[card.network.backbone]
+        network = build(card.network, channels=channels, size_px=card.size_px, conditions=conditions)
+    if init_from is not None:
+        weights = dict(load_unet(_model_directory(init_from) / "unet").state_dict())
+        require_same_keys(weights, dict(network.state_dict()), source=str(init_from))
+        network.load_state_dict(weights)
+    return network
 
 
 def check_fit(card: ModelCard, info: StoreInfo) -> None:
@@ -112,88 +114,6 @@ def check_fit(card: ModelCard, info: StoreInfo) -> None:
             f"the model was trained on {card.size_px} px of {list(card.channels)}, but {info.path} holds {info.size_px} px of "
             f"{list(info.channels)}. Prepare the store with the model's size_px and channels."
         )
-
-
-def fit_denoiser(
-    network: nn.Module,
-    source: BatchSource,
-    *,
-    schedule: ScheduleConfig,
-    training: TrainingConfig,
-    sampler: SolverConfig,
-    condition_dropout: float,
-    conditions: Sequence[str],
-    shown: Sequence[str],
-    channels: Sequence[str],
-    device: torch.device,
-    run: RunDir,
-    resume: str,
-    identity: Mapping[str, str],
-    on_start: Callable[[], object],
-    description: str,
-) -> Finished:
-    """Train a backbone on the diffusion loss, showing progress, and draw a labelled grid of samples at the end.
-
-    Noise, times and hidden conditions are functions of (seed, step, micro-batch), as the order of the data is.
-
-    Parameters
-    ----------
-    conditions : what the rows of the condition embedding mean.
-    shown : the conditions that the sample grid draws.
-    on_start : called once the run directory is held and a resumed checkpoint fits.
-    """
-    levels = make_schedule(schedule.kind, schedule.steps).to(device)
-    events = fit(
-        network,
-        denoising_loss(levels, schedule.prediction),
-        noised_batches(
-            source, steps=schedule.steps, seed=training.seed, condition_dropout=condition_dropout, device=device
-        ),
-        config=training,
-        run=run,
-        identity=identity,
-        device=device,
-        resume=as_resume(resume),
-    )
-
-    real = source(0, 0).images[:_SAMPLES].cpu().numpy()
-
-    def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:
-        precision = autocast(device, pick_precision(training.precision, device))
-        with applied(network, ema), precision:
-            denoiser = NetworkDenoiser(network, levels, schedule.prediction)
-            images = _samples(
-                denoiser,
-                [conditions.index(name) for name in shown],
-                source.data.image_shape,
-                sampler=sampler,
-                device=device,
-            )
-        grid = {name: drawn.cpu().numpy() for name, drawn in zip(shown, images.split(_SAMPLES), strict=True)}
-        axes = montage({"real": real, **grid}, channels, contrast_limits(real), ax=None)
-        run.samples.mkdir(parents=True, exist_ok=True)
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-        figure.savefig(run.samples / f"step-{step:08d}.png", dpi=150)
-
-    return show(
-        events,
-        run=run,
-        description=description,
-        total=training.steps,
-        images_per_step=training.batch_size,
-        on_start=on_start,
-        on_sample=draw_samples,
-    )
-
-
-def _samples(
-    denoiser: Denoiser, rows: Sequence[int], shape: tuple[int, ...], *, sampler: SolverConfig, device: torch.device
-) -> Tensor:
-    """Draw a few images of each embedding row, from the same noise in every row and at every step of the training."""
-    noise = noise_per_image(torch.arange(_SAMPLES), shape, purpose="sample grid").to(device).repeat(len(rows), 1, 1, 1)
-    labels = torch.tensor(rows, device=device).repeat_interleave(_SAMPLES)
-    return sample(denoiser, noise, labels, steps=sampler.steps, order=sampler.order, grid=sampler.grid).float()
 
 
 def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -220,6 +140,22 @@ def load_base(path: Path, *, device: torch.device | str = "cpu") -> Base:
     return Base(network, card, fingerprint(path), make_schedule(card.schedule.kind, card.schedule.steps).to(device))
 
 
+def adapter_card(
+    base: Base, condition: str, *, adapter: AdapterConfig, plates: Iterable[str], store_sha256: str
+) -> ModelCard:
+    """Return the card of an adapter for `condition`, which takes the base's spare embedding row."""
+    return base.card.model_copy(
+        update={
+            "kind": "adapter",
+            "conditions": (*base.card.conditions[:-1], condition),
+            "plates": tuple(sorted(set(plates))),
+            "store_sha256": store_sha256,
+            "adapter": adapter,
+            "base_sha256": base.sha256,
+        }
+    )
+
+
 def attach_adapter(base: Base, config: AdapterConfig, *, seed: int, init_from: Path | None = None) -> nn.Module:
     """Return the base with a LoRA adapter whose condition row starts as a copy of the control's.
 
@@ -238,11 +174,6 @@ def attach_adapter(base: Base, config: AdapterConfig, *, seed: int, init_from: P
         given = dict(loaded.named_parameters())
         lora.copy_weights(model, {name: given[name] for name in lora.trainable(model) if name in given})
     return model
-
-
-def load_base_weights(network: nn.Module, path: Path) -> None:
-    """Start a backbone from the weights of another base's directory (or run)."""
-    network.load_state_dict(load_unet(_model_directory(path) / "unet").state_dict())
 
 
 def _model_directory(path: Path) -> Path:

@@ -94,6 +94,26 @@ class TrainingConfig(Section):
         return self
 
 
+class DenoiserFitConfig(Section):
+    """What every stage that fits a denoiser to cells of a store needs to know."""
+
+    store: Path
+    plates: tuple[str, ...] | None = None
+    """Train on these plates only; None takes every plate of the split."""
+    split: str | None = "train"
+    training: TrainingConfig = TrainingConfig()
+    sampler: SolverConfig = SolverConfig(steps=13)
+    """How the sample grids are drawn."""
+    condition_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the images whose condition is hidden, which trains the unconditional row."""
+    augment: bool = True
+    """Dequantise, flip and turn; otherwise the images are as stored."""
+    resume: str = "auto"
+    init_from: Path | None = None
+    """A model's run or directory whose weights training starts from."""
+    device: str = "auto"
+
+
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 

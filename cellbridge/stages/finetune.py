@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cellbridge.conditions import resolve
-from cellbridge.config import AdapterConfig, Section, SolverConfig, TrainingConfig, binding, dump
+from cellbridge.config import AdapterConfig, DenoiserFitConfig, TrainingConfig
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError
-from cellbridge.runs import RunDir, begin, fingerprint
+from cellbridge.runs import RunDir, fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,29 +17,17 @@ if TYPE_CHECKING:
     from cellbridge.data.store import Store
 
 
-_NOT_BINDING = {"store", "base", "training", "sampler", "resume", "device"}
-
-
-class Config(Section):
+class Config(DenoiserFitConfig):
     """Settings of `finetune`."""
 
-    store: Path
     base: Path
     condition: str
-    plates: tuple[str, ...] | None = None
-    split: str | None = "train"
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig(steps=400)
-    sampler: SolverConfig = SolverConfig(steps=13)
     replay: float = Field(default=0.25, ge=0.0, lt=1.0)
     """Share of control cells among the training cells: they keep the control where it is, and give the classes a meaning."""
-    beta: float = Field(default=0.999, ge=0.0, lt=1.0)
-    """Effective number of samples (Cui et al. 2019): 0 weighs all cells alike, near 1 all classes alike."""
-    condition_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    augment: bool = True
-    resume: str = "auto"
-    init_from: Path | None = None
-    device: str = "auto"
+    beta: float = Field(default=0.999, ge=0.0, le=1.0)
+    """Effective number of samples (Cui et al. 2019): 0 weighs all cells alike, 1 all classes alike."""
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
@@ -60,9 +48,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
             f'"{condition.name}" is the control, which the base already models. Name a treated condition.'
         )
 
-    from cellbridge import assembly
+    from cellbridge import assembly, fitting
     from cellbridge.data.balance import classes_of, sample_weights
-    from cellbridge.data.dataset import BatchSource, CellData
     from cellbridge.data.store import open_store
     from cellbridge.runtime import pick_device
 
@@ -71,55 +58,29 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     assembly.check_fit(base.card, info)
     store = open_store(config.store)
     rows = _rows(config, store, condition.name)
-    run_dir = RunDir(out)
-    inputs = {"store": config.store, "base": config.base}
-    inputs_sha256 = {name: fingerprint(path) for name, path in inputs.items()}
-    conditions = (*base.card.conditions[:-1], condition.name)
-    names = store.condition_names[rows]
-    source = BatchSource(
-        CellData.load(store, rows, labels=assembly.labels_of(names, conditions), device=device),
-        batch_size=config.training.batch_size,
-        accumulation=config.training.accumulation,
-        seed=config.training.seed,
-        augment=config.augment,
-        weights=sample_weights(classes_of(names, store.plates[rows])[0], beta=config.beta),
+    names, plates = store.condition_names[rows], store.plates[rows]
+    card = assembly.adapter_card(
+        base, condition.name, adapter=config.adapter, plates=plates, store_sha256=fingerprint(config.store)
     )
+    weights = sample_weights(classes_of(names, plates)[0], beta=config.beta)
     model = assembly.attach_adapter(base, config.adapter, seed=config.training.seed, init_from=config.init_from)
-    finished = assembly.fit_denoiser(
+    finished = fitting.fit_denoiser(
         model,
-        source,
-        schedule=base.card.schedule,
-        training=config.training,
-        sampler=config.sampler,
-        condition_dropout=config.condition_dropout,
-        conditions=conditions,
-        channels=info.channels,
-        device=device,
-        run=run_dir,
-        resume=config.resume,
-        on_start=lambda: begin(run_dir, config=dump(config), seed=config.training.seed, inputs=inputs),
-        identity=inputs_sha256 | binding(config, exclude=_NOT_BINDING),
+        fitting.batch_source(store, rows, config, conditions=card.conditions, device=device, weights=weights),
+        card,
+        config=config,
+        run=RunDir(out),
+        inputs={"store": config.store, "base": config.base},
         shown=[info.control, condition.name],
         description=f"finetune {condition.name}",
     )
-    card = base.card.model_copy(
-        update={
-            "kind": "adapter",
-            "conditions": conditions,
-            "plates": tuple(sorted(set(store.obs["Metadata_Plate"].iloc[rows]))),
-            "store_sha256": inputs_sha256["store"],
-            "adapter": config.adapter,
-            "base_sha256": base.sha256,
-        }
-    )
-    assembly.publish_adapter(run_dir, model, ema=finished.ema, card=card)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assembly.publish_adapter(RunDir(out), model, ema=finished.ema, card=card)
     return {
-        "model": str(run_dir.model),
+        "model": str(RunDir(out).model),
         "condition": condition.name,
         "cells": int((names == condition.name).sum()),
         "replayed control cells": int((names != condition.name).sum()),
-        "trainable parameters": trainable,
+        "trainable parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "sha256": fingerprint(out),
     }
 

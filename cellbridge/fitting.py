@@ -1,0 +1,132 @@
+"""What the stages that fit a denoiser share: cells in memory, the training engine, and a grid of samples to look at."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cellbridge.assembly import ModelCard
+from cellbridge.config import DenoiserFitConfig, SolverConfig, binding, dump
+from cellbridge.data.dataset import BatchSource, CellData
+from cellbridge.data.store import Store
+from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
+from cellbridge.diffusion.fitting import denoising_loss, noised_batches
+from cellbridge.diffusion.samplers import sample
+from cellbridge.diffusion.schedule import make_schedule
+from cellbridge.plots.composite import contrast_limits
+from cellbridge.plots.montage import montage
+from cellbridge.runs import RunDir, begin, fingerprint
+from cellbridge.runtime import autocast, noise_per_image, pick_precision
+from cellbridge.training.checkpoint import as_resume
+from cellbridge.training.ema import applied
+from cellbridge.training.events import Finished, show
+from cellbridge.training.loop import fit
+
+_SAMPLES = 6
+_NOT_BINDING = ("training", "sampler", "resume", "device")
+"""Settings that a resumed training may change, or that the engine compares by itself."""
+
+
+def labels_of(names: Iterable[str], conditions: Sequence[str]) -> Tensor:
+    """Return the embedding row of each condition name, int64."""
+    row = {name: index for index, name in enumerate(conditions)}
+    return torch.tensor([row[name] for name in names], dtype=torch.int64)
+
+
+def batch_source(
+    store: Store,
+    rows: np.ndarray,
+    config: DenoiserFitConfig,
+    *,
+    conditions: Sequence[str],
+    device: torch.device,
+    weights: Tensor | None = None,
+) -> BatchSource:
+    """Hold the cells of `rows` in memory, labelled by embedding row, and order them by (seed, step)."""
+    labels = labels_of(store.condition_names[rows], conditions)
+    return BatchSource(
+        CellData.load(store, rows, labels=labels, device=device),
+        batch_size=config.training.batch_size,
+        accumulation=config.training.accumulation,
+        seed=config.training.seed,
+        augment=config.augment,
+        weights=weights,
+    )
+
+
+def fit_denoiser(
+    network: nn.Module,
+    source: BatchSource,
+    card: ModelCard,
+    *,
+    config: DenoiserFitConfig,
+    run: RunDir,
+    inputs: Mapping[str, Path],
+    shown: Sequence[str],
+    description: str,
+) -> Finished:
+    """Train a backbone on the diffusion loss, showing progress, and draw a labelled grid of samples at the end.
+
+    Noise, times and hidden conditions are functions of (seed, step, micro-batch), as the order of the data is. Configuration and
+    provenance are written once the run directory is held and a checkpoint to resume from was found to fit.
+
+    Parameters
+    ----------
+    inputs : what the result depends on, beside the configuration: hashed, and a checkpoint of other inputs is refused.
+    shown : the conditions that the sample grid draws.
+    """
+    training, device = config.training, source.data.device
+    schedule = make_schedule(card.schedule.kind, card.schedule.steps).to(device)
+    batches = noised_batches(
+        source, steps=schedule.steps, seed=training.seed, condition_dropout=config.condition_dropout, device=device
+    )
+    sums = {name: fingerprint(path) for name, path in inputs.items()}
+    events = fit(
+        network,
+        denoising_loss(schedule, card.schedule.prediction),
+        batches,
+        config=training,
+        run=run,
+        identity=sums | binding(config, exclude={*inputs, *_NOT_BINDING}),
+        device=device,
+        resume=as_resume(config.resume),
+    )
+
+    def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:
+        with applied(network, ema), autocast(device, pick_precision(training.precision, device)):
+            denoiser = NetworkDenoiser(network, schedule, card.schedule.prediction)
+            rows = [card.row(name) for name in shown]
+            drawn = _samples(denoiser, rows, source.data.image_shape, sampler=config.sampler, device=device)
+        _save_grid(dict(zip(shown, drawn, strict=True)), source, card, run.samples / f"step-{step:08d}.png")
+
+    return show(
+        events,
+        run=run,
+        description=description,
+        total=training.steps,
+        images_per_step=training.batch_size,
+        on_start=lambda: begin(run, config=dump(config), seed=training.seed, inputs=inputs),
+        on_sample=draw_samples,
+    )
+
+
+def _save_grid(samples: Mapping[str, Tensor], source: BatchSource, card: ModelCard, path: Path) -> None:
+    """Draw real cells and, below them, the samples of each condition, in one contrast."""
+    real = source(0, 0).images[:_SAMPLES].cpu().numpy()
+    rows = {"real": real, **{name: images.cpu().numpy() for name, images in samples.items()}}
+    figure = montage(rows, card.channels, contrast_limits(real)).get_figure(root=True)
+    assert figure is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _samples(
+    denoiser: Denoiser, rows: Sequence[int], shape: tuple[int, ...], *, sampler: SolverConfig, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Draw a few images of each embedding row, from the same noise in every row and at every step of the training."""
+    noise = noise_per_image(torch.arange(_SAMPLES), shape, purpose="sample grid").to(device).repeat(len(rows), 1, 1, 1)
+    labels = torch.tensor(rows, device=device).repeat_interleave(_SAMPLES)
+    images = sample(denoiser, noise, labels, steps=sampler.steps, order=sampler.order, grid=sampler.grid)
+    return images.float().split(_SAMPLES)
