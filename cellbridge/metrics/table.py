@@ -24,7 +24,14 @@ def text_table(metrics: Mapping[str, Any]) -> str:
         parts.append(
             f"{target['source']} → {target['target']}: {target['n']} cells{truth}; intervals over {target['resampled']}"
         )
-        parts.append(_aligned([["", *(title for title, *_ in _COLUMNS)], *(_cells(row) for row in target["rows"])]))
+        columns = [
+            column
+            for column in _COLUMNS
+            if any(row.get(column[1], {}).get("value") is not None for row in target["rows"])
+        ]
+        parts.append(
+            _aligned([["", *(title for title, *_ in columns)], *(_cells(row, columns) for row in target["rows"])])
+        )
         parts += [
             f"  {verdict['model']}: {verdict['label'].upper()}. {verdict['text']}" for verdict in target["verdicts"]
         ]
@@ -41,11 +48,11 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], columns: Sequence[tuple[str, str, float, int]]) -> list[str]:
     name = f"  {row['name']}" if row["kind"] != "model" else f"▸ {row['name']}"
     return [name] + [
         _number(row.get(key), scale=scale, digits=digits, interval=key in _WITH_INTERVAL)
-        for _, key, scale, digits in _COLUMNS
+        for _, key, scale, digits in columns
     ]
 
 

@@ -62,7 +62,7 @@ def judge(rows: Sequence[Row], key: str, *, target: str, control: str, separable
         return Verdict("shows the phenotype, but not of this cell", tuple(sentences), False)
     if closer == "not closer":
         return Verdict("shows the phenotype; no nearer to the truth than a null row", tuple(sentences), False)
-    suffix = ", cell by cell" if closer == "closer" else ""
+    suffix = ", cell by cell" if closer == "closer" else "; whether of this very cell is not known"
     return Verdict(f"carries the phenotype{suffix}", tuple(sentences), True)
 
 
@@ -103,7 +103,9 @@ _NULLS = (("copy", "control"), ("denoised", "smoothing"), ("shift", "shift"), ("
 def _per_cell(rows: Mapping[str, Row], model: Row) -> tuple[str, list[str]]:
     error = model.get("error")
     if error is None:
-        return "unknown", ["The truth per cell is not known here."]
+        return "unknown", [
+            "The truth per cell is not known here, so nothing says that an output is still its own source cell."
+        ]
     if "not_computed" in error:
         return "unknown", [f"Error per cell: not computed ({error['not_computed']})."]
     against = {key: model["against"][key] for key, _ in _NULLS if key in model["against"]}
@@ -158,7 +160,7 @@ def _high(found: Mapping[str, Any]) -> float:
 
 
 def _percent(found: Mapping[str, Any], *, interval: bool = True) -> str:
-    text = f"{100 * found['value']:.0f} %"
+    text = f"{100 * found['value']:.0f}\u00a0%"
     if not interval or found.get("low") is None:
         return text
     return f"{text} ({100 * found['low']:.0f}–{100 * found['high']:.0f})"

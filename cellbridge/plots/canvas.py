@@ -21,7 +21,7 @@ def quiet(axes: Axes) -> Axes:
     """Leave of the frame what carries information: the left and the lower spine."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelsize=8)
+    axes.tick_params(which="both", colors=MUTED, labelsize=8)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
     return axes

@@ -60,7 +60,7 @@ def triptychs(
     Parameters
     ----------
     rows : name → (n, channel, height, width); column i is one cell.
-    titles : one per column, such as the cell's id.
+    titles : one per column, such as the cell's id; of a long one the end is shown.
     """
     size = next(iter(rows.values())).shape[-1]
     columns = max(len(images) for images in rows.values())
@@ -76,7 +76,8 @@ def triptychs(
             ax.text(x, index * step + size + 0.5, value_range(image), ha="center", va="top", fontsize=5.2, color=MUTED)
     _finish(ax, canvas, channels)
     for column, title in enumerate(titles):
-        ax.text(column * pitch + size / 2, -2, title, ha="center", va="bottom", fontsize=6, color=MUTED)
+        short = title if len(title) <= 14 else f"…{title[-12:]}"
+        ax.text(column * pitch + size / 2, -2, short, ha="center", va="bottom", fontsize=6, color=MUTED)
     scale_bar(ax, pixel_um=pixel_um, width_px=size, bottom=size - 0.5)
     return ax
 

@@ -346,7 +346,8 @@ def _pictures(
         unpaired[f"real {comparison.target}"] = real[_spread(len(real), _MONTAGE)].numpy()
     if "real" in by_key and "counterfactual" not in by_key:
         made, seen = (extract(judges["extractors"][0], part) for part in (models[0].images[shown], real))
-        paired[f"nearest real {comparison.target}"] = real[torch.cdist(made, seen).argmin(dim=1)].numpy()
+        to = "" if len(models) == 1 else " to the first"
+        paired[f"nearest real {comparison.target}{to}"] = real[torch.cdist(made, seen).argmin(dim=1)].numpy()
     titles = [str(cell) for cell in reference.obs.index[comparison.sources[shown[:_SHOWN]]]]
     return cell_panels(paired, unpaired, reference.info.channels, titles=titles, pixel_um=reference.info.pixel_um)
 

@@ -37,7 +37,7 @@ def _errors(model):
     ("hits", "errors", "label"),
     [
         (_hits(0.8), _errors(0.3), "carries the phenotype, cell by cell"),
-        (_hits(0.8), None, "carries the phenotype"),
+        (_hits(0.8), None, "carries the phenotype; whether of this very cell is not known"),
         (_hits(0.05), _errors(0.5), "indistinguishable from DMSO"),
         (_hits(0.5, shift=0.5), _errors(0.4), "explained by an intensity shift"),
         (_hits(0.5, denoised=0.5), _errors(0.5), "explained by smoothing"),
@@ -68,12 +68,13 @@ def test_more_hits_than_real_cells_are_called_overdone():
     assert any("overdone" in sentence for sentence in words)
 
 
-def test_the_text_table_shows_every_row_and_a_dash_for_what_is_not_computed():
+def test_the_text_table_shows_every_row_a_dash_for_what_is_missing_and_no_empty_column():
     target = {"source": "DMSO", "target": "taxol@1", "n": 100, "n_truth": 0, "n_responders": 0, "resampled": "wells"}
     target |= {"rows": _rows(hits=_hits(0.8)), "verdicts": [], "notes": ["a note"]}
     accuracy = {"balanced_accuracy": {"not_computed": "no cells"}}
     text = text_table({"targets": [target], "classifier": accuracy, "extractors": [{"name": "features"}]})
     line = next(line for line in text.splitlines() if "model:m" in line and line.startswith("▸"))
     assert "80 [75, 85]" in line
-    assert "–" in line
+    assert "–" in next(line for line in text.splitlines() if line.strip().startswith("real"))
+    assert "score" not in text.splitlines()[1]
     assert "a note" in text
