@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from cellbridge.runs import MANIFEST, verify_directory
 
 NETWORK = ["--set", "network.widths=[16,32]", "--set", "network.attention_levels=[1]"]
 TRAINING = ["--set", "training.batch_size=8", "--set", "training.steps=6", "--set", "training.checkpoint_every=3"]
+TEST_PLATE = "0001053597806"
+"""With a compound called `null`: names that tables love to read as a number and as nothing."""
 SAMPLER = ["--set", "sampler.steps=2"]
 
 
@@ -24,32 +28,51 @@ def call(*arguments: object) -> None:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plates to evaluation: two training plates and one test plate, few cells, a few steps of training."""
     root = tmp_path_factory.mktemp("study")
-    plates = ["--set", "plates=[P1,P2,P3]", "--set", "control_wells=3", "--set", "wells=[2]", "--set", "sites=2"]
-    fields = ["--set", "field_px=160", "--set", "cells_per_field=14", "--set", "conditions=[taxol@1,tunicamycin@5]"]
-    call("synthesize", "--seed", 3, *plates, *fields, "--out", root / "plates")
-    split = ["--set", "split={by: plate, test: [P3]}"]
+    plates = [
+        "--set",
+        f'plates=[P1,P2,"{TEST_PLATE}"]',
+        "--set",
+        "control_wells=3",
+        "--set",
+        "wells=[2]",
+        "--set",
+        "sites=2",
+    ]
+    fields = ["--set", "field_px=160", "--set", "cells_per_field=14", "--set", "conditions=[taxol@1,'null@5']"]
+    named = ["--set", "compounds={'null': tunicamycin}"]
+    call("synthesize", "--seed", 3, *plates, *fields, *named, "--out", root / "plates")
+    split = ["--set", f'split={{by: plate, test: ["{TEST_PLATE}"]}}']
     call("prepare", "--manifest", root / "plates/manifest.yaml", *split, "--out", root / "store.zarr")
     truth = ["--manifest", root / "plates/truth/manifest.yaml", "--crops-from", root / "store.zarr"]
     call("prepare", *truth, "--out", root / "truth.zarr")
     call("train-classifier", "--store", root / "store.zarr", *TRAINING, "--out", root / "classifier")
     call("pretrain", "--store", root / "store.zarr", *TRAINING, *NETWORK, *SAMPLER, "--out", root / "base")
-    for compound in ("taxol", "tunicamycin"):
+    for compound in ("taxol", "null"):
         condition = ["--base", root / "base", "--condition", compound, "--set", "adapter.rank=2"]
         call("finetune", "--store", root / "store.zarr", *condition, *TRAINING, *SAMPLER, "--out", root / compound)
     translate(root, root / "translated.zarr")
-    judged = ["--translated", root / "translated.zarr", "--reference", root / "store.zarr", "--truth", root / "truth.zarr"]
-    call("evaluate", *judged, "--classifier", root / "classifier", "--set", "resamples=100", "--out", root / "evaluation")
+    judged = [
+        "--translated",
+        root / "translated.zarr",
+        "--reference",
+        root / "store.zarr",
+        "--truth",
+        root / "truth.zarr",
+    ]
+    call(
+        "evaluate", *judged, "--classifier", root / "classifier", "--set", "resamples=100", "--out", root / "evaluation"
+    )
     return root
 
 
 def translate(root: Path, out: Path, *more: object) -> None:
-    adapters = ["--adapter", root / "taxol", "--adapter", root / "tunicamycin"]
+    adapters = ["--adapter", root / "taxol", "--adapter", root / "null"]
     solver = ["--set", "solver.steps=3", "--n", 9]
     call("translate", "--store", root / "store.zarr", "--base", root / "base", *adapters, *solver, *more, "--out", out)
 
 
 def test_every_model_directory_verifies(study: Path) -> None:
-    for run in ("classifier", "base", "taxol", "tunicamycin"):
+    for run in ("classifier", "base", "taxol", "null"):
         assert verify_directory(study / run / "model") == []
 
 
@@ -84,9 +107,16 @@ def test_each_output_names_its_source_seed_and_model(study: Path) -> None:
     translated, reference = open_store(study / "translated.zarr"), open_store(study / "store.zarr")
     assert translated.info.n_cells == 2 * 9
     assert set(translated.obs["Metadata_SourceCell"]) <= set(reference.obs["Metadata_Cell"])
-    assert set(translated.obs["Metadata_TargetCondition"]) == {"taxol@1", "tunicamycin@5"}
+    assert set(translated.obs["Metadata_TargetCondition"]) == {"taxol@1", "null@5"}
     assert set(translated.obs["Metadata_Model"]) == {"ddib"}
     assert translated.obs["Metadata_Seed"].str.isdigit().all()
+
+
+def test_names_that_look_like_numbers_or_nothing_stay_as_they_are(study: Path) -> None:
+    obs = open_store(study / "translated.zarr").obs
+    assert set(obs["Metadata_Plate"]) == {TEST_PLATE}
+    assert set(obs["Metadata_Compound"]) == {"taxol", "null"}
+    assert '"null@5"' in (study / "evaluation/metrics.json").read_text(encoding="utf-8")
 
 
 def test_the_evaluation_has_every_null_row_at_the_same_n(study: Path) -> None:
@@ -97,7 +127,9 @@ def test_the_evaluation_has_every_null_row_at_the_same_n(study: Path) -> None:
     assert "cellbridge-classifier@" in text
 
 
-def test_the_same_command_again_continues_instead_of_starting_over(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_again_continues_instead_of_starting_over(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (study / "base/model" / MANIFEST).read_bytes()
     events = (study / "base/events.jsonl").read_text()
     call("pretrain", "--store", study / "store.zarr", *TRAINING, *NETWORK, *SAMPLER, "--out", study / "base")
@@ -112,7 +144,20 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return error.splitlines()[-1]
 
 
-def test_an_adapter_of_another_base_is_refused_with_both_hashes(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_condition_of_a_real_store_is_found_without_torch(study: Path) -> None:
+    code = (
+        "import sys; from cellbridge.cli import main\n"
+        f"print(main(['finetune', '--store', {str(study / 'store.zarr')!r}, '--base', 'x', '--condition', 'taxl', '--out', 'x']))\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'Did you mean "taxol"?' in done.stderr
+    assert done.stdout.split() == ["2", "False"]
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_hashes(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = [*TRAINING, *NETWORK, *SAMPLER, "--seed", 9, "--out", study / "other"]
     call("pretrain", "--store", study / "store.zarr", *other)
     models = ["--base", study / "other", "--adapter", study / "taxol"]
@@ -138,7 +183,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 ) -> None:
     verb, *rest = arguments
     out = study / "never"
-    assert message in refused(capsys, verb, "--store", study / "store.zarr", "--base", study / "base", *rest, "--out", out)
+    assert message in refused(
+        capsys, verb, "--store", study / "store.zarr", "--base", study / "base", *rest, "--out", out
+    )
     assert not out.exists()
 
 
