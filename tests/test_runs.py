@@ -22,9 +22,8 @@ def test_a_directory_appears_whole_and_verifies(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_old_directory_and_no_temporary(tmp_path: Path) -> None:
     publish(tmp_path / "model", "old")
-    with pytest.raises(KeyError), publish_directory(tmp_path / "model", manifest={}) as directory:
-        (directory / "a.txt").write_text("new")
-        raise KeyError
+    with pytest.raises(FileNotFoundError), publish_directory(tmp_path / "model", manifest={}) as directory:
+        (directory / "absent/a.txt").write_text("new")
     assert (tmp_path / "model/sub/a.txt").read_text() == "old"
     assert os.listdir(tmp_path) == ["model"]
 

@@ -5,7 +5,13 @@ from cellbridge.runtime import derive_seed, generator, noise_per_image
 
 def test_a_seed_is_a_function_of_its_parts_and_their_types() -> None:
     assert derive_seed("x_T", 1) == derive_seed("x_T", 1)
-    seeds = {derive_seed("x_T", 1), derive_seed("x_T", "1"), derive_seed("x_T", 1, 0), derive_seed("eta", 1), derive_seed("x_T1")}
+    seeds = {
+        derive_seed("x_T", 1),
+        derive_seed("x_T", "1"),
+        derive_seed("x_T", 1, 0),
+        derive_seed("eta", 1),
+        derive_seed("x_T1"),
+    }
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
 
