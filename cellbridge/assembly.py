@@ -206,10 +206,15 @@ def load_adapted(base: Base, path: Path) -> tuple[Denoiser, ModelCard]:
 
 
 def guided(denoiser: Denoiser, solver: SolverConfig) -> Denoiser:
-    """Wrap a denoiser in classifier-free guidance where the scale asks for it."""
+    """Wrap a denoiser in guidance where the scale asks for it.
+
+    From the unconditional row it sharpens a condition against all that was trained together; from the control's row it goes further
+    along the condition's own effect, which an adapter that was trained briefly falls short of.
+    """
     if solver.guidance_scale == 1.0:
         return denoiser
-    return ClassifierFreeGuidance(denoiser, scale=solver.guidance_scale, null_label=NULL_ROW)
+    row = CONTROL_ROW if solver.guidance_from == "control" else NULL_ROW
+    return ClassifierFreeGuidance(denoiser, scale=solver.guidance_scale, null_label=row)
 
 
 def build_translator(

@@ -51,7 +51,9 @@ class SolverConfig(Section):
     grid: Literal["uniform", "quadratic", "log_snr"] = "quadratic"
     """Where the steps lie in t; `quadratic` is dense at small t, where dark backgrounds need it."""
     guidance_scale: float = Field(default=1.0, ge=0.0)
-    """1 is the conditional model, and costs one network call."""
+    """1 is the conditional model, and costs one network call; above 1 goes further along the condition's effect."""
+    guidance_from: Literal["unconditional", "control"] = "control"
+    """What the effect is measured from: the same network asked for no condition, or for the control."""
 
 
 class AdapterConfig(Section):
