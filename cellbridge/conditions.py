@@ -1,5 +1,6 @@
 """Conditions: a compound at a dose, written `compound@dose` (micromolar), and their resolution from what a user types."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,12 +18,18 @@ class Condition:
     @property
     def name(self) -> str:
         """`compound@dose`, or the compound alone where there is no dose."""
-        return self.compound if self.dose_um is None else f"{self.compound}@{self.dose_um:g}"
+        return self.compound if self.dose_um is None else f"{self.compound}@{self.dose}"
+
+    @property
+    def dose(self) -> str:
+        """The dose in the fewest digits that read back as the same number; "" where there is none."""
+        return "" if self.dose_um is None else repr(float(self.dose_um)).removesuffix(".0")
 
     @property
     def slug(self) -> str:
-        """The name with every character that a file name may not have replaced."""
-        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.name)
+        """A file name: the name itself, or, where it holds what a file name may not, that replaced and a hash appended."""
+        slug = re.sub(r"^\.|[^A-Za-z0-9.@-]+", "_", self.name)
+        return slug if slug == self.name else f"{slug}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
     @classmethod
     def parse(cls, text: str) -> "Condition":
@@ -58,7 +65,8 @@ def resolve(text: str, known: Iterable[Condition], *, aliases: Mapping[str, str]
     same = [c for c in conditions if c.compound.casefold() == compound.casefold()]
     exact = [c for c in same if c.compound == compound] or same
     if wanted.dose_um is not None:
-        exact = [c for c in exact if c.dose_um is not None and abs(c.dose_um - wanted.dose_um) <= 1e-6 * c.dose_um]
+        near = [c for c in exact if c.dose_um is not None and abs(c.dose_um - wanted.dose_um) <= 1e-6 * c.dose_um]
+        exact = [c for c in near if c.dose_um == wanted.dose_um] or near
     if len(exact) == 1:
         return exact[0]
     if len(exact) > 1:

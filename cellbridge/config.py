@@ -7,10 +7,19 @@ a stage composes them with its own settings in its own file.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cellbridge.errors import ConfigError, did_you_mean
 
@@ -19,6 +28,24 @@ class Section(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if {int, float} & kinds and bool not in kinds:
+            values = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(one, bool) for one in values):
+                raise ValueError("is true or false, expected a number")
+        return value
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """Return the types that an annotation names, at any depth, those of its literals included."""
+    parts = get_args(annotation)
+    if not parts:
+        return {annotation if isinstance(annotation, type) else type(annotation)}
+    return set().union(*(_kinds(part) for part in parts))
 
 
 class NetworkConfig(Section):
@@ -62,7 +89,9 @@ class AdapterConfig(Section):
     rank: PositiveInt = 16
     alpha: float | None = None
     """Scale numerator; the default is the rank, so that the update is B A."""
-    targets: tuple[Literal["attention", "convolution", "time"], ...] = ("attention", "convolution", "time")
+    targets: tuple[Literal["attention", "convolution", "time"], ...] = Field(
+        default=("attention", "convolution", "time"), min_length=1
+    )
 
 
 class TrainingConfig(Section):
@@ -138,24 +167,37 @@ def load(
     ConfigError : the file is missing or not a mapping, a key is not known, or a value does not fit.
     """
     values: dict[str, Any] = {}
+    written: dict[str, Any] = {}
+    """The same with every value as it was typed, for messages: YAML reads 007 as 7."""
     if file is not None:
-        values = _read_yaml(file)
+        values, written = _read_yaml(file, _Loader), _read_yaml(file, _TextLoader)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f'--set "{override}": expected KEY=VALUE, such as training.steps=500.')
-        _assign(values, key, _parse_scalar(text))
+        _assign(values, key, _parse_scalar(text, _Loader))
+        _assign(written, key, _parse_scalar(text, _TextLoader))
     for key, value in (options or {}).items():
         _assign(values, key, value)
-    return validate(model, values, source=str(file) if file else "--set")
+        _assign(written, key, value)
+    return validate(model, values, written=written, source=str(file) if file else "--set")
 
 
-def validate(model: type[ConfigT], values: dict[str, Any], *, source: str) -> ConfigT:
-    """Validate a plain mapping; `source` stands at the front of the error message."""
+def validate(
+    model: type[ConfigT], values: dict[str, Any], *, source: str, written: Mapping[str, Any] | None = None
+) -> ConfigT:
+    """Validate a plain mapping.
+
+    Parameters
+    ----------
+    source : stands at the front of the error message.
+    written : the same mapping with every value as it was typed, for the message.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # An unknown key comes first: it is often the misspelt name of the one that is missing.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         path = [str(part) for part in first["loc"]]
         where = ".".join(path) or "(top)"
         if first["type"] == "extra_forbidden":
@@ -167,7 +209,19 @@ def validate(model: type[ConfigT], values: dict[str, Any], *, source: str) -> Co
                 f'{source}: "{where}" is required. Give it in the file, or as --set {where}=VALUE.'
             ) from None
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f'{source}: "{where}" = {first["input"]!r}: {message}.') from None
+        text = _at(written, first["loc"])
+        remedy = f' Quote it: "{text}".' if first["type"] == "string_type" and isinstance(text, str) else ""
+        raise ConfigError(f'{source}: "{where}" = {first["input"]!r}: {message}.{remedy}') from None
+
+
+def _at(values: Any, path: Sequence[int | str]) -> Any:
+    """Return what lies at a path of keys and positions; pydantic's names of a union's branches are passed over."""
+    for part in path:
+        if (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        ):
+            values = values[part]  # type: ignore[index]
+    return values
 
 
 def dump(config: BaseModel) -> str:
@@ -186,9 +240,35 @@ def binding(config: BaseModel, *, exclude: set[str]) -> dict[str, str]:
     return {f"settings.{key}": json.dumps(value, sort_keys=True) for key, value in values.items()}
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+class _NoRepeats:
+    """Refuses a key that stands twice in one mapping, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f'the key "{key.value}" stands twice', key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)  # type: ignore[misc]
+
+
+class _Loader(_NoRepeats, yaml.SafeLoader):
+    """Plain YAML."""
+
+
+class _TextLoader(_NoRepeats, yaml.BaseLoader):
+    """Plain YAML, every value the text that was typed."""
+
+
+YamlLoader = type[_Loader] | type[_TextLoader]
+
+
+def _read_yaml(file: Path, loader: YamlLoader) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such configuration file. Check the path given to --config.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -196,7 +276,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
         raise ConfigError(
-            f"{file}: not plain YAML ({detail}). Only mappings, lists, strings and numbers are read."
+            f"{file}: not plain YAML ({detail}). Only mappings with each key once, lists, strings and numbers are read."
         ) from None
     if values is None:
         return {}
@@ -205,9 +285,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _parse_scalar(text: str) -> Any:
+def _parse_scalar(text: str, loader: YamlLoader) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=loader)
     except yaml.YAMLError:
         return text
 

@@ -16,8 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -86,11 +86,12 @@ class RunDir:
         return self.path / "report.html"
 
     def require_model(self) -> Path:
-        """Return the finished model's directory; raise CheckpointError where training has not ended."""
+        """Return the finished model's directory; raise CheckpointError where training has not ended, or a file was changed since."""
         if not (self.model / MANIFEST).is_file():
             raise CheckpointError(
                 f"{self.path}: holds no finished model (no model/{MANIFEST}). Run its training command to the end."
             )
+        require_intact(self.model)
         return self.model
 
 
@@ -117,8 +118,7 @@ def begin(run: RunDir, *, config: str, seed: int | None, inputs: Mapping[str, Pa
         {
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "cellbridge": metadata.version("cellbridge"),
-            "commit": _commit(),
+            **code_version(),
             "python": platform.python_version(),
             "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
             "packages": {name: metadata.version(name) for name in packages},
@@ -127,6 +127,11 @@ def begin(run: RunDir, *, config: str, seed: int | None, inputs: Mapping[str, Pa
         },
     )
     return sums
+
+
+def code_version() -> dict[str, str | None]:
+    """Return the version of cellbridge, and the commit it runs from where that is known."""
+    return {"cellbridge": metadata.version("cellbridge"), "commit": _commit()}
 
 
 def fingerprint(path: Path) -> str:
@@ -217,8 +222,9 @@ def exclusive(run: RunDir) -> Iterator[None]:
     ------
     RunError : another process holds the directory.
     """
+    missing = [path for path in (run.path, *run.path.parents) if not path.exists()]
     run.path.mkdir(parents=True, exist_ok=True)
-    with run.lock.open("a+", encoding="utf-8") as stream:
+    with _removed_if_unused(run, missing), run.lock.open("a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -232,6 +238,20 @@ def exclusive(run: RunDir) -> Iterator[None]:
         for directory in (run.path, run.checkpoints):
             remove_leftovers(directory)
         yield
+
+
+@contextmanager
+def _removed_if_unused(run: RunDir, made: Sequence[Path]) -> Iterator[None]:
+    """Where the block ends with an error and left nothing but the lock in a directory made for it, remove that directory again."""
+    try:
+        yield
+    except BaseException:
+        if made and [path.name for path in run.path.iterdir()] == [run.lock.name]:
+            run.lock.unlink()
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
+        raise
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -269,14 +289,23 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_directory(directory: Path) -> list[str]:
-    """Return what is wrong with a published directory: one line per missing, changed or unlisted file."""
+def require_intact(directory: Path) -> None:
+    """Raise CheckpointError where a file of a published directory is missing or was changed; a file too many does no harm."""
+    problems = verify_directory(directory, unlisted=False)
+    if problems:
+        raise CheckpointError(
+            f"{problems[0]}. The model is damaged: restore it from a copy, or train it again in another --out."
+        )
+
+
+def verify_directory(directory: Path, *, unlisted: bool = True) -> list[str]:
+    """Return what is wrong with a published directory: one line per missing, changed or (if asked for) unlisted file."""
     listed = read_manifest(directory)["files"]
     present = _file_sums(directory)
     problems = [f"{directory / name}: listed in {MANIFEST} but missing" for name in listed if name not in present]
     for name, entry in present.items():
         if name not in listed:
-            problems.append(f"{directory / name}: not listed in {MANIFEST}")
+            problems += [f"{directory / name}: not listed in {MANIFEST}"] if unlisted else []
         elif entry["bytes"] != listed[name]["bytes"]:
             problems.append(f"{directory / name}: {entry['bytes']} bytes, {MANIFEST} says {listed[name]['bytes']}")
         elif entry["sha256"] != listed[name]["sha256"]:

@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from cellbridge.config import NetworkConfig, Section, TrainingConfig, dump, load
+from cellbridge.config import AdapterConfig, NetworkConfig, Section, TrainingConfig, dump, load
 from cellbridge.errors import ConfigError
 
 
@@ -62,3 +63,40 @@ def test_a_value_that_does_not_fit_is_named(overrides: list[str], message: str) 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml: no such configuration file"):
         load(Study, file=tmp_path / "absent.yaml")
+
+
+class Held(Section):
+    test: tuple[str, ...] = ()
+    n: int | None = None
+    widths: tuple[int, ...] = ()
+    order: Literal[1, 2] = 1
+    rate: float = 1.0
+    on: bool = False
+
+
+@pytest.mark.parametrize("override", ["n=true", "widths=[8, true]", "order=true", "rate=false"])
+def test_true_and_false_are_no_numbers(override: str) -> None:
+    with pytest.raises(ConfigError, match="is true or false, expected a number"):
+        load(Held, overrides=[override])
+    assert load(Held, overrides=["on=true"]).on
+
+
+def test_a_name_that_yaml_reads_as_a_number_is_to_be_quoted_as_it_was_typed(tmp_path: Path) -> None:
+    for loaded in ({"file": write(tmp_path, "test: [a, 007]\n")}, {"overrides": ["test=[a, 007]"]}):
+        with pytest.raises(ConfigError, match=r'Quote it: "007"\.'):
+            load(Held, **loaded)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='the key "steps" stands twice'):
+        load(Study, file=write(tmp_path, "name: a\ntraining:\n  steps: 3\n  steps: 4\n"))
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it() -> None:
+    with pytest.raises(ConfigError, match=r'unknown key "nam"\. Did you mean "name"'):
+        load(Study, overrides=["nam=a"])
+
+
+def test_an_adapter_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="targets"):
+        load(AdapterConfig, overrides=["targets=[]"])

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from cellbridge.errors import CheckpointError
-from cellbridge.runs import MANIFEST, publish_directory, read_manifest, verify_directory, write_json, write_text
+from cellbridge.runs import (
+    MANIFEST,
+    RunDir,
+    exclusive,
+    publish_directory,
+    read_manifest,
+    verify_directory,
+    write_json,
+    write_text,
+)
 
 
 def publish(target: Path, text: str) -> None:
@@ -69,3 +78,22 @@ def test_text_is_replaced_atomically(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"µ": 1})
     assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == {"µ": 1}
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_changed_file_of_a_model_is_named_with_what_to_do_and_a_new_one_does_no_harm(tmp_path: Path) -> None:
+    publish(tmp_path / "model", "1")
+    (tmp_path / "model/.DS_Store").write_text("")
+    assert RunDir(tmp_path).require_model() == tmp_path / "model"
+    (tmp_path / "model/sub/a.txt").write_text("2")
+    with pytest.raises(CheckpointError, match=r"sub/a\.txt: sha256 differs.* restore it from a copy"):
+        RunDir(tmp_path).require_model()
+
+
+def test_a_run_directory_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"), exclusive(RunDir(tmp_path / "a/b")):
+        raise ValueError("refused")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="late"), exclusive(RunDir(tmp_path / "a")):
+        (tmp_path / "a/config.yaml").write_text("kept")
+        raise ValueError("late")
+    assert (tmp_path / "a/config.yaml").is_file()
