@@ -6,7 +6,7 @@ Reference: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,17 +17,23 @@ from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from cellbridge.metrics.intervals import Blocks, Estimate, jackknife, normal_interval
+from cellbridge.metrics.intervals import Blocks, Estimate, LeftOut, jackknife, leave_one_out, normal_interval
 
 _NAME, _LAYER = "cellbridge-injected", "features"
 
 
 @dataclass(frozen=True)
 class Distances:
-    """How far two sets of images lie apart, at one n on both sides."""
+    """How far two sets of images lie apart, at one n on both sides.
+
+    Parameters
+    ----------
+    left_out : both distances, (group, 2), with a group of cells left out of the first set, and of the second; None without interval.
+    """
 
     frechet: Estimate
     kernel: Estimate
+    left_out: LeftOut | None = None
 
 
 def distances(features_1: Tensor, features_2: Tensor, *, blocks: tuple[Blocks, Blocks]) -> Distances:
@@ -54,11 +60,12 @@ def distances(features_1: Tensor, features_2: Tensor, *, blocks: tuple[Blocks, B
 
     everything = np.arange(n)
     frechet, kernel = both(everything, everything)
-    errors = jackknife(both, blocks)
-    frechet_error, kernel_error = (None, None) if errors is None else (float(errors[0]), float(errors[1]))
+    left_out = leave_one_out(both, blocks, fewest=2)
+    frechet_error, kernel_error = (None, None) if left_out is None else map(float, jackknife(*left_out))
     return Distances(
         normal_interval(float(frechet), frechet_error, n=n, resampled=unit),
         normal_interval(float(kernel), kernel_error, n=n, resampled=unit),
+        left_out,
     )
 
 
@@ -124,25 +131,40 @@ def rotate_to_span(features_1: Tensor, features_2: Tensor) -> tuple[Tensor, Tens
     return together[: len(features_1)], together[len(features_1) :]
 
 
-def gap_closed(model: Estimate, floor: Estimate, ceiling: Estimate) -> Estimate | None:
+def gap_closed(
+    model: Distances, floor: Distances, ceiling: Distances, *, of: Literal["frechet", "kernel"]
+) -> Estimate | None:
     """Return 1 - (model - floor) / (ceiling - floor): 1 is as good as real, 0 is no translation.
 
-    The interval follows from those of the three (first order, taken as independent: they come from disjoint draws). None where
-    the ceiling does not lie above the floor, since there is no gap to close.
+    The interval is the jackknife of the whole statistic. Floor and ceiling are measured against one and the same draw (the second
+    set of both), so a group of cells is left out of both at once; the other draws are disjoint. None where the ceiling does not
+    lie above the floor, since there is no gap to close.
     """
-    gap = ceiling.value - floor.value
-    if gap <= 0:
+    column = ("frechet", "kernel").index(of)
+    found, low, high = (getattr(part, of) for part in (model, floor, ceiling))
+    if high.value <= low.value:
         return None
-    value = 1 - (model.value - floor.value) / gap
-    slopes = (-1 / gap, (ceiling.value - model.value) / gap**2, (model.value - floor.value) / gap**2)
-    halves = [
-        (part.high - part.low) / 2 if part.low is not None and part.high is not None else None
-        for part in (model, floor, ceiling)
-    ]
-    if any(half is None for half in halves):
-        return Estimate(value, None, None, model.n, model.resampled)
-    half = float(np.sqrt(sum((slope * (width or 0.0)) ** 2 for slope, width in zip(slopes, halves, strict=True))))
-    return Estimate(value, value - half, value + half, model.n, model.resampled)
+
+    def closed(of_model: Any, of_floor: Any, of_ceiling: Any) -> NDArray[np.float64]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.atleast_1d(1 - (of_model - of_floor) / (of_ceiling - of_floor))
+
+    value = float(closed(found.value, low.value, high.value)[0])
+    error = None
+    if model.left_out is not None and floor.left_out is not None and ceiling.left_out is not None:
+        (of_model, of_reference), (first, shared), (control, shared_too) = (
+            (part[0][:, column], part[1][:, column]) for part in (model.left_out, floor.left_out, ceiling.left_out)
+        )
+        samples = (
+            closed(of_model, low.value, high.value),
+            closed(of_reference, low.value, high.value),
+            closed(found.value, first, high.value),
+            closed(found.value, shared, shared_too),
+            closed(found.value, low.value, control),
+        )
+        error = float(jackknife(*samples))
+    known = error is not None and np.isfinite(error)
+    return normal_interval(value, error if known else None, n=found.n, resampled=found.resampled)
 
 
 class _Rows(Dataset[Tensor]):

@@ -14,6 +14,9 @@ LEVEL = 0.95
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Means of per-cell values (draw, value) → one number per draw."""
 
+LeftOut = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Values of two-sample statistics, (group, statistic), with one group of cells left out of the first sample, and of the second."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -173,45 +176,59 @@ def ratio(
     return Estimate(value, low, high, n, blocks[0].unit)
 
 
-def jackknife(
+def leave_one_out(
     statistic: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
     blocks: tuple[Blocks, Blocks],
     *,
     groups: int = 10,
-) -> NDArray[np.float64] | None:
-    """Return the standard errors of two-sample statistics by leaving out one block at a time, of either sample.
-
-    se² = Σ over both samples of (G - 1)/G Σ_g (θ_(-g) - mean θ_(-g))²
-
-    A bootstrap draws cells twice, and duplicates alone move Fréchet and kernel distances; leaving out does not.
+    fewest: int = 1,
+) -> LeftOut | None:
+    """Return two-sample statistics with one block at a time left out, of either sample.
 
     Parameters
     ----------
     statistic : (rows of sample 1, rows of sample 2) → (statistic,).
     groups : blocks beyond this number are merged.
+    fewest : cells that the statistic needs of each sample.
 
     Returns
     -------
-    (statistic,), or None where one sample has a single block.
-
-    References
-    ----------
-    Efron and Stein 1981, "The jackknife estimate of variance", Ann. Statist. 9:586.
+    (group of sample 1, statistic) and (group of sample 2, statistic); None where a sample has a single block, or too few cells are left.
     """
     if any(part.count < 2 or part.unit.startswith("none") for part in blocks):
         return None
     everything = [np.arange(len(part.codes)) for part in blocks]
-    variance: NDArray[np.float64] = np.zeros(())
+    sides = []
     for side, part in enumerate(blocks):
         codes = np.unique(part.codes, return_inverse=True)[1] % groups
         left_out = []
         for group in np.unique(codes):
             rows = list(everything)
             rows[side] = np.flatnonzero(codes != group)
+            if len(rows[side]) < fewest:
+                return None
             left_out.append(statistic(rows[0], rows[1]))
-        stacked = np.stack(left_out)
-        variance = variance + (len(stacked) - 1) / len(stacked) * ((stacked - stacked.mean(axis=0)) ** 2).sum(axis=0)
-    return np.sqrt(variance)
+        sides.append(np.stack(left_out))
+    return sides[0], sides[1]
+
+
+def jackknife(*samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the standard errors of statistics of independent samples, from their values with one group of cells left out.
+
+    se² = Σ over the samples of (G - 1)/G Σ_g (θ_(-g) - mean θ_(-g))²
+
+    A bootstrap draws cells twice, and duplicates alone move Fréchet and kernel distances; leaving out does not.
+
+    Parameters
+    ----------
+    samples : of each, (group, statistic), as `leave_one_out` gives them.
+
+    References
+    ----------
+    Efron and Stein 1981, "The jackknife estimate of variance", Ann. Statist. 9:586.
+    """
+    variances = [(len(part) - 1) / len(part) * ((part - part.mean(axis=0)) ** 2).sum(axis=0) for part in samples]
+    return np.asarray(np.sqrt(np.sum(variances, axis=0)))
 
 
 def normal_interval(value: float, standard_error: float | None, *, n: int, resampled: str) -> Estimate:

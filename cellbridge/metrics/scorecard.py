@@ -45,9 +45,9 @@ class Truth:
 
     Parameters
     ----------
-    known : (n,), true where the cell has a counterfactual (a cell that the compound removes has none).
+    known : (n,), true where the error can be measured; not in a cell whose mask is empty.
     responds : (n,), true where the cell does respond.
-    counterfactual : (n, channel, height, width); rows that are not known are not looked at.
+    counterfactual : (n, channel, height, width).
     best : the best possible prediction, of the same shape; None where it is not known.
     masks : (n, height, width), true inside the cell.
     deviation : (channel,), standard deviation of real images.
@@ -61,7 +61,7 @@ class Truth:
     deviation: NDArray[np.float64]
 
     def errors(self, images: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the squared error of the cells whose counterfactual is known: (known,)."""
+        """Return the squared error of the cells where it can be measured: (known,)."""
         rows = self.known
         return content.cell_squared_error(
             images[rows], self.counterfactual[rows], self.masks[rows], deviation=self.deviation
@@ -169,12 +169,10 @@ def _distance_columns(arm: Arm, draws: Draws, extractor: Extractor, bounds: _Bou
         "frechet": found.frechet.to_dict(),
         "kernel": found.kernel.to_dict(),
     }
-    for name, value, low, high in (
-        ("gap_closed", found.frechet, bounds.floor.frechet, bounds.ceiling.frechet),
-        ("gap_closed_kernel", found.kernel, bounds.floor.kernel, bounds.ceiling.kernel),
-    ):
-        gap = None if arm.kind == "real" else gap_closed(value, low, high)
-        columns[name] = _or_reason(gap, closed)
+    if arm.kind == "real":
+        return columns | {key: {"not_computed": closed} for key in ("gap_closed", "gap_closed_kernel")}
+    columns["gap_closed"] = _or_reason(gap_closed(found, bounds.floor, bounds.ceiling, of="frechet"), closed)
+    columns["gap_closed_kernel"] = _or_reason(gap_closed(found, bounds.floor, bounds.ceiling, of="kernel"), closed)
     return columns
 
 
@@ -214,7 +212,7 @@ def _more_often(hits: NDArray[np.bool_], others: NDArray[np.bool_], blocks: Bloc
 
 def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str, dict[str, Any]]:
     if not truth.known.any():
-        return {arm.key: {"error": {"not_computed": "no scored cell has a counterfactual"}} for arm in arms}
+        return {arm.key: {"error": {"not_computed": "no scored cell has a mask"}} for arm in arms}
     paired = [arm for arm in arms if arm.kind != "real"]
     errors = {arm.key: truth.errors(arm.images.numpy()) for arm in paired}
     responds = truth.responds[truth.known]

@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from cellbridge.metrics.features import Extractor, extract
-from cellbridge.metrics.fid import distances, frechet_and_kernel, gap_closed, rotate_to_span
+from cellbridge.metrics.fid import Distances, distances, frechet_and_kernel, gap_closed, rotate_to_span
 from cellbridge.metrics.intervals import Blocks, Estimate
 
 
@@ -115,12 +115,34 @@ def test_different_sizes_are_refused():
         distances(_features(0, n=10), _features(1, n=11), blocks=(_every_cell(10), _every_cell(11)))
 
 
-def test_the_gap_closed_is_one_at_the_floor_and_zero_at_the_ceiling():
-    def estimate(value):
-        return Estimate(value, value - 0.1, value + 0.1, 50, "wells")
+def _apart(value, n=50):
+    estimate = Estimate(value, None, None, n, "wells")
+    return Distances(estimate, estimate)
 
-    floor, ceiling = estimate(0.5), estimate(2.5)
-    assert gap_closed(floor, floor, ceiling).value == 1.0
-    assert gap_closed(ceiling, floor, ceiling).value == 0.0
-    assert gap_closed(estimate(1.0), floor, ceiling).value == pytest.approx(0.75)
-    assert gap_closed(estimate(1.0), ceiling, floor) is None
+
+def test_the_gap_closed_is_one_at_the_floor_and_zero_at_the_ceiling():
+    floor, ceiling = _apart(0.5), _apart(2.5)
+    assert gap_closed(floor, floor, ceiling, of="frechet").value == 1.0
+    assert gap_closed(ceiling, floor, ceiling, of="kernel").value == 0.0
+    assert gap_closed(_apart(1.0), floor, ceiling, of="frechet").value == pytest.approx(0.75)
+    assert gap_closed(_apart(1.0), floor, ceiling, of="frechet").low is None
+    assert gap_closed(_apart(1.0), ceiling, floor, of="frechet") is None
+
+
+def test_the_gaps_interval_leaves_a_group_out_of_floor_and_ceiling_at_once():
+    """What moves floor and ceiling alike, because both are measured against the same cells, is counted once and not as two draws."""
+    still, moving = np.zeros((10, 2)), np.tile(np.linspace(-0.2, 0.2, 10)[:, None], 2)
+    model = Distances(_apart(1.5).frechet, _apart(1.5).kernel, (1.5 + still, 1.5 + still))
+    floor = Distances(_apart(0.5).frechet, _apart(0.5).kernel, (0.5 + still, 0.5 + moving))
+    ceiling = Distances(_apart(2.5).frechet, _apart(2.5).kernel, (2.5 + still, 2.5 + moving))
+    found = gap_closed(model, floor, ceiling, of="frechet")
+    expected = 1.96 * np.sqrt(0.9 * ((moving[:, 0] / 2) ** 2).sum())  # (1.5 - 0.5 - m) / 2 moves by -m / 2
+    assert found.value == pytest.approx(0.5)
+    assert found.high - found.value == pytest.approx(expected, rel=1e-4)
+
+
+def test_four_cells_of_which_three_share_a_well_have_distances_without_an_interval():
+    blocks = Blocks(np.array([0, 0, 0, 1]), "sites (within-well only)")
+    found = distances(_features(0, n=4), _features(1, n=4), blocks=(blocks, blocks))
+    assert found.frechet.value > 0
+    assert found.frechet.low is None

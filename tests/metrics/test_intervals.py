@@ -9,6 +9,7 @@ from cellbridge.metrics.intervals import (
     blocks_of,
     bootstrap,
     jackknife,
+    leave_one_out,
     percentile_interval,
     ratio,
     share,
@@ -63,8 +64,16 @@ def test_jackknife_error_of_a_mean_is_the_textbook_one():
     values = np.random.default_rng(1).standard_normal(40)
     single = Blocks(np.arange(40), "wells")
     constant = Blocks(np.arange(40), "wells")
-    error = jackknife(lambda rows, _: np.array([values[rows].mean()]), (single, constant), groups=40)
+    left_out = leave_one_out(lambda rows, _: np.array([values[rows].mean()]), (single, constant), groups=40)
+    error = jackknife(*left_out)
     assert error == pytest.approx(values.std(ddof=1) / np.sqrt(40))
+
+
+def test_nothing_is_left_out_where_too_few_cells_would_remain():
+    uneven = Blocks(np.array([0, 0, 0, 1]), "wells")
+    statistic = lambda rows, _: np.array([float(len(rows))])  # noqa: E731
+    assert leave_one_out(statistic, (uneven, uneven), fewest=2) is None
+    assert leave_one_out(statistic, (uneven, uneven)) is not None
 
 
 def test_a_ratio_to_zero_is_not_computed():

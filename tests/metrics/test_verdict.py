@@ -17,6 +17,7 @@ def _rows(*, hits, errors=None, n=100):
     for key, kind in keys.items():
         row = {"key": key, "name": key, "kind": kind, "n": n, "n_distance": 30, "target_hit": _estimate(hits[key])}
         row["hit_against"] = {other: _estimate(hits[key] - hits[other], 0.08) for other in keys if other != key}
+        row["hit_relative"] = _estimate(hits[key] / 0.8, 0.06)
         row["gap_closed"] = _estimate(0.6, 0.2)
         if errors:
             row |= {"error": _estimate(errors[key]), "score": _estimate(errors[key])}
@@ -38,6 +39,11 @@ def _errors(model):
     [
         (_hits(0.8), _errors(0.3), "carries the phenotype, cell by cell"),
         (_hits(0.8), None, "carries the phenotype; whether of this very cell is not known"),
+        (
+            _hits(0.24),
+            _errors(0.3),
+            "carries a part of the phenotype (30\u00a0% of real cells' hit rate), closer to each cell's truth than every null row",
+        ),
         (_hits(0.05), _errors(0.5), "indistinguishable from DMSO"),
         (_hits(0.5, shift=0.5), _errors(0.4), "explained by an intensity shift"),
         (_hits(0.5, denoised=0.5), _errors(0.5), "explained by smoothing"),
@@ -49,7 +55,25 @@ def _errors(model):
 def test_each_outcome_has_its_label(hits, errors, label):
     verdict = judge(_rows(hits=hits, errors=errors), "model:m", target="taxol@1", control="DMSO", separable=None)
     assert verdict.label == label
-    assert verdict.held_up is label.startswith("carries")
+    assert verdict.held_up is (None if "a part of" in label else label.startswith("carries"))
+    assert verdict.in_part is ("a part of" in label)
+
+
+def test_one_target_leaves_open_whether_the_condition_is_used():
+    rows = [row for row in _rows(hits=_hits(0.8), errors=_errors(0.3)) if not row["key"].startswith("shuffled")]
+    verdict = judge(rows, "model:m", target="taxol@1", control="DMSO", separable=None)
+    assert verdict.label == "carries the phenotype, cell by cell; whether the condition is used was not tested"
+    assert verdict.held_up is None
+    assert any("was not tested: nothing was translated to another target" in words for words in verdict.sentences)
+
+
+@pytest.mark.parametrize("column", ["hit_against", "against"])
+def test_without_an_interval_nothing_is_judged(column):
+    rows = _rows(hits=_hits(0.8), errors=_errors(0.3))
+    rows[0][column] = {key: found | {"low": None, "high": None} for key, found in rows[0][column].items()}
+    verdict = judge(rows, "model:m", target="taxol@1", control="DMSO", separable=None)
+    assert (verdict.label, verdict.held_up) == ("no interval", None)
+    assert "80\u00a0%" in verdict.sentences[1]
 
 
 def test_few_cells_give_no_verdict():
