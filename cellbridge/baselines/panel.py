@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from cellbridge.baselines.trivial import (
     ChannelAffine,
     DenoisedCopy,
@@ -15,6 +17,9 @@ from cellbridge.conditions import Condition
 from cellbridge.errors import ConditionError
 from cellbridge.translators.translator import Translator
 from cellbridge.typing import Images
+
+_FILTERED = 256
+"""Cells that a denoiser is chosen on, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,12 @@ def null_translators(
     else:
         missing["mean shift and moment matching"] = "no training cells of both conditions"
     if len(source.images):
-        nulls["denoised"] = DenoisedCopy(choose_filters(source.images[:256]))
+        nulls["denoised"] = DenoisedCopy(choose_filters(_spread(source.images)))
     else:
         missing["denoised copy"] = "no training cells of the source condition"
     return nulls, missing
+
+
+def _spread(images: Images) -> Images:
+    """Return images that lie evenly over all: cells are in the order of their store, plate by plate."""
+    return images[torch.linspace(0, len(images) - 1, min(len(images), _FILTERED)).long()]

@@ -88,22 +88,27 @@ def fit_mean_shift(
     ------
     ConditionError : no plate holds both.
     """
-    shift = _within_plates(_means(control), _means(target), control_plates=control_plates, target_plates=target_plates)
+    shift = _within_plates(_means(control), _means(target), _shared(control_plates, target_plates))
     return AffineMap(torch.ones_like(shift), shift)
 
 
 def fit_moments(
     control: Images, target: Images, *, control_plates: Sequence[str], target_plates: Sequence[str]
 ) -> AffineMap:
-    """Fit the affine map of each channel that takes mean and standard deviation of the control's pixels to the target's.
+    """Fit the affine map of each channel that takes mean and standard deviation of the control's pixels to the target's, within plates.
 
-    scale_c = sd target / sd control;  shift_c = mean target - scale_c · mean control, the shift within plates.
+    scale_c² = Σ_plates w var target / Σ_plates w var control;  shift_c = Σ_plates w (mean target - scale_c · mean control), w the
+    plate's share of target cells. Plates that hold one of the two alone count not, else their brightness would pass for the effect.
+
+    Raises
+    ------
+    ConditionError : no plate holds both.
     """
-    scale = _deviation(target) / _deviation(control).clamp_min(1e-6)
-    shift = _within_plates(
-        _means(control) * scale, _means(target), control_plates=control_plates, target_plates=target_plates
-    )
-    return AffineMap(scale, shift)
+    plates = _shared(control_plates, target_plates)
+    of_control = torch.stack([_variance(control[c]) * len(t) for c, t in plates]).sum(dim=0)
+    of_target = torch.stack([_variance(target[t]) * len(t) for _, t in plates]).sum(dim=0)
+    scale = (of_target / of_control.clamp_min(1e-12)).sqrt()
+    return AffineMap(scale, _within_plates(_means(control) * scale, _means(target), plates))
 
 
 @dataclass(frozen=True)
@@ -189,33 +194,33 @@ def _apply_blind(channel: NDArray[np.floating], chosen: Filter) -> NDArray[np.fl
     return np.asarray(median_filter(channel, footprint=footprint))
 
 
-def _within_plates(
-    control: Tensor, target: Tensor, *, control_plates: Sequence[str], target_plates: Sequence[str]
-) -> Tensor:
-    """Return the mean over target cells (n, channel) of their plate's mean minus the control's mean on that plate."""
+def _shared(control_plates: Sequence[str], target_plates: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+    """Return the rows of control and of target cells of every plate that holds both."""
     of_control, of_target = np.asarray(control_plates, dtype=object), np.asarray(target_plates, dtype=object)
-    shared = [plate for plate in dict.fromkeys(of_target) if (of_control == plate).any()]
+    rows = [
+        tuple(torch.from_numpy(np.flatnonzero(of == plate)) for of in (of_control, of_target))
+        for plate in dict.fromkeys(of_target)
+    ]
+    shared = [(control, target) for control, target in rows if len(control)]
     if not shared:
         raise ConditionError(
             f"no plate holds both control and target cells: control on {sorted(set(of_control))}, target on {sorted(set(of_target))}."
         )
-    counts = [int((of_target == plate).sum()) for plate in shared]
-    differences = [
-        target[torch.from_numpy(of_target == plate)].mean(dim=0)
-        - control[torch.from_numpy(of_control == plate)].mean(dim=0)
-        for plate in shared
-    ]
-    return sum(
-        (count * part for count, part in zip(counts, differences, strict=True)), torch.zeros_like(differences[0])
-    ) / sum(counts)
+    return shared
+
+
+def _within_plates(control: Tensor, target: Tensor, plates: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the mean over target cells (n, channel) of their plate's mean minus the control's mean on that plate."""
+    differences = [(target[t].mean(dim=0) - control[c].mean(dim=0)) * len(t) for c, t in plates]
+    return torch.stack(differences).sum(dim=0) / sum(len(t) for _, t in plates)
 
 
 def _means(images: Images) -> Tensor:
     return images.mean(dim=(2, 3))
 
 
-def _deviation(images: Images) -> Tensor:
-    return images.transpose(0, 1).flatten(1).std(dim=1)
+def _variance(images: Images) -> Tensor:
+    return images.transpose(0, 1).flatten(1).var(dim=1)
 
 
 def _with_images(batch: CellBatch, images: Images, target: Condition) -> CellBatch:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from cellbridge.baselines.panel import TrainingCells, null_translators
 from cellbridge.baselines.trivial import (
     ChannelAffine,
     DenoisedCopy,
@@ -80,6 +81,36 @@ def test_moment_matching_gives_the_targets_moments():
     images = matched.translate(_batch(control), target=TARGET).images
     assert images.mean().item() == pytest.approx(target.mean().item(), abs=0.01)
     assert images.std().item() == pytest.approx(target.clamp(-1, 1).std().item(), abs=0.01)
+
+
+def test_a_control_plate_without_target_cells_changes_nothing_of_the_matched_moments():
+    """Plate q, bright and of another spread, holds controls only; pooled over it, the scale would be far too small."""
+    control, target = 0.1 * _noise(7, 50, 2, 8, 8), 0.1 + 0.2 * _noise(8, 50, 2, 8, 8)
+    far = torch.cat([control, 0.8 + 0.4 * _noise(11, 50, 2, 8, 8)])
+    alone = fit_moments(control, target, control_plates=["p"] * 50, target_plates=["p"] * 50)
+    with_q = fit_moments(far, target, control_plates=["p"] * 50 + ["q"] * 50, target_plates=["p"] * 50)
+    assert torch.equal(alone.scale, with_q.scale)
+    assert torch.equal(alone.shift, with_q.shift)
+    assert alone.scale.mean().item() == pytest.approx(2.0, rel=0.05)
+
+
+def test_plates_of_different_brightness_do_not_widen_the_moments():
+    """The same cells on a second plate, brighter: within plates, the scale is the one of either."""
+    control, target = 0.1 * _noise(12, 50, 1, 8, 8), 0.2 * _noise(13, 50, 1, 8, 8)
+    plates = {"control_plates": ["p"] * 50 + ["q"] * 50, "target_plates": ["p"] * 50 + ["q"] * 50}
+    both = fit_moments(torch.cat([control, control + 0.5]), torch.cat([target, target + 0.5]), **plates)
+    assert both.scale.item() == pytest.approx((target.std() / control.std()).item(), rel=1e-3)
+
+
+def test_denoisers_are_chosen_on_every_plate():
+    """300 clean cells of a first plate and 300 noisy ones: chosen on the first alone, the denoiser would hardly smooth."""
+    rng = np.random.default_rng(0)
+    clean = gaussian_filter(rng.standard_normal((600, 1, 16, 16)), (0, 0, 2.0, 2.0)).astype(np.float32)
+    noisy = clean.copy()
+    noisy[300:] += rng.standard_normal((300, 1, 16, 16)).astype(np.float32)
+    cells = [TrainingCells(torch.from_numpy(images), ["p"] * len(images)) for images in (noisy, noisy[:300])]
+    both, first = (null_translators(part, part, condition=TARGET)[0]["denoised"].filters[0] for part in cells)
+    assert both.size > first.size
 
 
 def test_a_shift_without_a_shared_plate_is_refused():
