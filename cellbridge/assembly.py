@@ -24,10 +24,12 @@ from cellbridge.data.store import StoreInfo
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
 from cellbridge.diffusion.guidance import ClassifierFreeGuidance
 from cellbridge.diffusion.schedule import Schedule, make_schedule
-from cellbridge.errors import CheckpointError, ModelError
+from cellbridge.errors import CheckpointError, ConditionError, ModelError, did_you_mean
+from cellbridge.networks.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
 from cellbridge.networks.classifier import Classifier, load_classifier_directory
+from cellbridge.networks.unet import WEIGHTS as UNET_WEIGHTS
 from cellbridge.networks.unet import build_unet, load_unet, require_same_keys, save_base
-from cellbridge.runs import RunDir, fingerprint, publish_directory, write_text
+from cellbridge.runs import MANIFEST, RunDir, fingerprint, publish_directory, require_intact, write_text
 from cellbridge.translators.ddib import Ddib
 from cellbridge.translators.translator import Translator
 
@@ -59,6 +61,11 @@ class ModelCard(Section):
     def control(self) -> str:
         return self.conditions[CONTROL_ROW]
 
+    @property
+    def condition(self) -> str:
+        """The condition that an adapter was trained for."""
+        return self.conditions[-1]
+
     def row(self, name: str) -> int:
         """Return the embedding row of a condition; raise ModelError where the model was not trained on it."""
         if name not in self.conditions:
@@ -66,6 +73,15 @@ class ModelCard(Section):
                 f'the {self.kind} knows {list(self.conditions[1:])}, not "{name}". Fine-tune an adapter for it.'
             )
         return self.conditions.index(name)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What models one condition: a denoiser, the condition's row in its embedding, and the card of the weights."""
+
+    denoiser: Denoiser
+    row: int
+    card: ModelCard
 
 
 @dataclass(frozen=True)
@@ -101,25 +117,31 @@ def build_network(card: ModelCard, *, seed: int, init_from: Path | None = None) 
         build = BACKBONES[card.network.backbone]
         network = build(card.network, channels=channels, size_px=card.size_px, conditions=conditions)
     if init_from is not None:
-        weights = dict(load_unet(_model_directory(init_from) / "unet").state_dict())
+        weights = dict(load_unet(model_directory(init_from) / "unet").state_dict())
         require_same_keys(weights, dict(network.state_dict()), source=str(init_from))
         network.load_state_dict(weights)
     return network
 
 
 def check_fit(card: ModelCard, info: StoreInfo) -> None:
-    """Raise ModelError where a model and a store differ in channels, their order, or size."""
+    """Raise ModelError where a model and a store differ in channels, their order, size, or the control's name."""
     if card.channels != info.channels or card.size_px != info.size_px:
         raise ModelError(
             f"the model was trained on {card.size_px} px of {list(card.channels)}, but {info.path} holds {info.size_px} px of "
             f"{list(info.channels)}. Prepare the store with the model's size_px and channels."
+        )
+    if card.control != info.control:
+        raise ModelError(
+            f'the model was trained on the control "{card.control}", but the control of {info.path} is "{info.control}". '
+            f"If they are the same, set control_name: {card.control} in the manifest and prepare the store again."
         )
 
 
 def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
     """Publish the averaged weights as a diffusers folder with the card beside it."""
     averaged = copy.deepcopy(network)
-    averaged.load_state_dict(dict(ema), strict=False)
+    require_same_keys(dict(ema), dict(averaged.named_parameters()), source="averaged weights")
+    averaged.load_state_dict(dict(ema), strict=False)  # the buffers are not averaged
     with publish_directory(run.model, manifest={"kind": card.kind}) as directory:
         save_base(
             averaged, directory, kind=card.schedule.kind, steps=card.schedule.steps, prediction=card.schedule.prediction
@@ -143,11 +165,15 @@ def load_base(path: Path, *, device: torch.device | str = "cpu") -> Base:
 def adapter_card(
     base: Base, condition: str, *, adapter: AdapterConfig, plates: Iterable[str], store_sha256: str
 ) -> ModelCard:
-    """Return the card of an adapter for `condition`, which takes the base's spare embedding row."""
+    """Return the card of an adapter for `condition`, which takes the base's spare embedding row.
+
+    Where the base has a row for it already, that row is named as the base's, so that one row alone bears the condition's name.
+    """
+    rows = (f"{name} (base)" if name == condition else name for name in base.card.conditions[:-1])
     return base.card.model_copy(
         update={
             "kind": "adapter",
-            "conditions": (*base.card.conditions[:-1], condition),
+            "conditions": (*rows, condition),
             "plates": tuple(sorted(set(plates))),
             "store_sha256": store_sha256,
             "adapter": adapter,
@@ -169,19 +195,48 @@ def attach_adapter(base: Base, config: AdapterConfig, *, seed: int, init_from: P
         torch.manual_seed(seed)
         model = lora.attach(network, rank=config.rank, alpha=config.alpha, targets=config.targets)
     if init_from is not None:
-        directory = _model_directory(init_from)
+        directory = model_directory(init_from)
         loaded = library.load_adapter(copy.deepcopy(base.network), directory, base_sha256=base.sha256)
         given = dict(loaded.named_parameters())
         lora.copy_weights(model, {name: given[name] for name in lora.trainable(model) if name in given})
     return model
 
 
-def _model_directory(path: Path) -> Path:
+def model_directory(path: Path) -> Path:
+    """Return the directory of weights to start from: a run's finished model, or one that was given itself.
+
+    Raises
+    ------
+    CheckpointError : it is a file, or a file in it is missing or was changed since it was published.
+    """
     if path.is_file():
         raise CheckpointError(
             f"{path}: is a file; give a run or model directory (safetensors only, pickles are never opened)."
         )
-    return RunDir(path).require_model() if (path / "model").is_dir() else path
+    if (path / "model").is_dir():
+        return RunDir(path).require_model()
+    if (path / MANIFEST).is_file():
+        require_intact(path)
+    return path
+
+
+def starting_weights(init_from: Path | None, kind: Literal["base", "adapter", "classifier"]) -> dict[str, Path]:
+    """Return the file of weights that a training starts from as an input `init_from`, to be hashed; nothing where it starts afresh."""
+    if init_from is None:
+        return {}
+    files = {"base": f"unet/{UNET_WEIGHTS}", "adapter": library.WEIGHTS, "classifier": CLASSIFIER_WEIGHTS}
+    return {"init_from": model_directory(init_from) / files[kind]}
+
+
+def inherited_plates(init_from: Path | None) -> tuple[str, ...]:
+    """Return the plates that the weights to start from have seen, as far as they came with a card that says so."""
+    card = None if init_from is None else model_directory(init_from) / CARD
+    if card is None or not card.is_file():
+        return ()
+    try:
+        return tuple(json.loads(card.read_text(encoding="utf-8"))["plates"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{card}: does not say which plates it was trained on ({error}).") from None
 
 
 def publish_adapter(run: RunDir, model: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -217,38 +272,58 @@ def guided(denoiser: Denoiser, solver: SolverConfig) -> Denoiser:
     return ClassifierFreeGuidance(denoiser, scale=solver.guidance_scale, null_label=row)
 
 
-def build_translator(
-    method: str,
-    *,
-    base: Base,
-    source: str,
-    adapters: Sequence[Path],
-    solver: SolverConfig,
-    x_T: Literal["inverted", "fresh"],
-) -> tuple[Translator, tuple[Condition, ...]]:
-    """Build a translator from a base and its adapters.
+def load_models(base: Base, adapters: Sequence[Path]) -> dict[Condition, Model]:
+    """Return what models each condition: its adapter, or else the base where it was trained on the condition.
 
-    Returns
-    -------
-    The translator, and the conditions that it can translate to.
+    Raises
+    ------
+    ModelError : two adapters of one condition, or an adapter of another base.
     """
-    targets: dict[Condition, tuple[Denoiser, int]] = {}
+    models: dict[Condition, Model] = {}
+    given: dict[Condition, Path] = {}
     for path in adapters:
         denoiser, card = load_adapted(base, path)
-        targets[Condition.parse(card.conditions[-1])] = (guided(denoiser, solver), len(card.conditions) - 1)
+        condition = Condition.parse(card.condition)
+        if condition in given:
+            raise ModelError(
+                f"{given[condition]} and {path}: are both adapters for {condition.name}. Give one of them."
+            )
+        given[condition] = path
+        models[condition] = Model(denoiser, len(card.conditions) - 1, card)
     for row, name in enumerate(base.card.conditions):
-        if name not in ("", SPARE) and Condition.parse(name) not in targets:
-            targets[Condition.parse(name)] = (guided(base.denoiser(), solver), row)
-    translator = TRANSLATORS[method](
-        base.denoiser(),
-        base.card.row(source),
-        targets,
+        if name not in ("", SPARE):
+            models.setdefault(Condition.parse(name), Model(base.denoiser(), row, base.card))
+    return models
+
+
+def build_translator(
+    method: str,
+    models: Mapping[Condition, Model],
+    *,
+    source: Condition,
+    solver: SolverConfig,
+    x_T: Literal["inverted", "fresh"],
+) -> Translator:
+    """Build a translator from the source's model to every condition that has one.
+
+    Raises
+    ------
+    ConditionError : nothing models the source.
+    """
+    if source not in models:
+        raise ConditionError(
+            f'no model of the source "{source.name}" was given: pass its adapter, from `cellbridge finetune --condition '
+            f'"{source.name}"`, as --adapter as well.{did_you_mean(source.name, [c.name for c in models])}'
+        )
+    return TRANSLATORS[method](
+        models[source].denoiser,
+        models[source].row,
+        {condition: (guided(model.denoiser, solver), model.row) for condition, model in models.items()},
         steps=solver.steps,
         order=solver.order,
         grid=solver.grid,
         x_T=x_T,
     )
-    return translator, tuple(targets)
 
 
 def load_classifier(path: Path, *, device: torch.device | str = "cpu") -> tuple[Classifier, dict[str, Any]]:

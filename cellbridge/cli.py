@@ -91,7 +91,9 @@ COMMANDS = (
             Option("--base", "base", "the run directory of `pretrain`"),
             Option("--adapter", "adapters", "a run directory of `finetune`; give one per target", many=True),
             Option("--source", "source", "the condition of the cells to translate (default: the control)"),
-            Option("--target", "targets", "the condition to translate to (default: every adapter's)", many=True),
+            Option(
+                "--target", "targets", "the condition to translate to (default: every one that is modelled)", many=True
+            ),
             Option("--method", "method", "ddib"),
             Option("--x-T", "x_T", "inverted (default) or fresh"),
             Option("--n", "n", "how many cells (default: all of the split)"),
@@ -148,9 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(command, error, 130, debug=arguments.debug, text="stopped before anything had to be saved")
     except (MemoryError, OSError, RuntimeError) as error:
         text = _resource_failure(error)
-        if text is None:
+        if text is not None:
+            return _fail(command, error, 4, debug=arguments.debug, text=text)
+        if not isinstance(error, OSError) or error.filename is None:
             raise
-        return _fail(command, error, 4, debug=arguments.debug, text=text)
+        text = f"{error.filename}: {error.strerror or error}. Check the path and its permissions (--debug shows where it was used)."
+        return _fail(command, error, 2, debug=arguments.debug, text=text)
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False, default=str))
     else:

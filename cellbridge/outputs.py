@@ -15,7 +15,7 @@ def require_directory(directory: Path) -> None:
     ------
     RunError : it, or a directory around it, is a file, a store or a published model, or may not be written to.
     """
-    path = directory.absolute()
+    path = directory.resolve()
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise RunError(f"{directory}: {place} is a file. Choose another --out.")

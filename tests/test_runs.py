@@ -93,7 +93,8 @@ def test_a_run_directory_that_was_made_for_nothing_is_removed(tmp_path: Path) ->
     with pytest.raises(ValueError, match="refused"), exclusive(RunDir(tmp_path / "a/b")):
         raise ValueError("refused")
     assert os.listdir(tmp_path) == []
-    with pytest.raises(ValueError, match="late"), exclusive(RunDir(tmp_path / "a")):
-        (tmp_path / "a/config.yaml").write_text("kept")
-        raise ValueError("late")
-    assert (tmp_path / "a/config.yaml").is_file()
+    with exclusive(RunDir(tmp_path / "a")):
+        write_text(RunDir(tmp_path / "a").config, "kept")
+    with pytest.raises(ValueError, match="refused"), exclusive(RunDir(tmp_path / "a")):
+        raise ValueError("refused")
+    assert RunDir(tmp_path / "a").config.read_text() == "kept"

@@ -5,6 +5,7 @@ Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", arX
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,6 +81,22 @@ def sample_weights(classes: Tensor, *, beta: float) -> Tensor:
     beta : in [0, 1]; see `effective_number_weights`.
     """
     return effective_number_weights(torch.bincount(classes), beta=beta)[classes].float()
+
+
+def draw_evenly(rows: np.ndarray, groups: np.ndarray, *, n: int, seed: int) -> np.ndarray:
+    """Return `n` of the rows, ascending, as evenly over their groups as the groups' sizes allow; all of them where there are fewer.
+
+    Parameters
+    ----------
+    rows : (row,), int64.
+    groups : (row,), the group of each (its plate).
+    """
+    order = np.random.default_rng(seed).permutation(len(rows))
+    rank = np.empty(len(rows), dtype=np.int64)
+    for group in set(groups):
+        members = groups[order] == group
+        rank[members] = np.arange(members.sum())
+    return np.sort(rows[order[np.argsort(rank, kind="stable")[:n]]])
 
 
 def effective_sample_size(weights: Tensor) -> float:

@@ -9,6 +9,7 @@ from cellbridge.conditions import resolve
 from cellbridge.config import AdapterConfig, DenoiserFitConfig, TrainingConfig
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError
+from cellbridge.outputs import require_directory
 from cellbridge.runs import RunDir, fingerprint
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     ConditionError : the store does not hold the condition, or it is the control.
     ModelError : base and store differ in channels or size.
     """
+    require_directory(out)
     info = describe(config.store)
     condition = resolve(config.condition, info.conditions, aliases=info.aliases)
     if condition.name == info.control:
@@ -59,8 +61,13 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     store = open_store(config.store)
     rows = _rows(config, store, condition.name)
     names, plates = store.condition_names[rows], store.plates[rows]
+    starting = assembly.starting_weights(config.init_from, "adapter")
     card = assembly.adapter_card(
-        base, condition.name, adapter=config.adapter, plates=plates, store_sha256=fingerprint(config.store)
+        base,
+        condition.name,
+        adapter=config.adapter,
+        plates=(*plates, *assembly.inherited_plates(config.init_from)),
+        store_sha256=fingerprint(config.store),
     )
     weights = sample_weights(classes_of(names, plates)[0], beta=config.beta)
     model = assembly.attach_adapter(base, config.adapter, seed=config.training.seed, init_from=config.init_from)
@@ -70,7 +77,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         card,
         config=config,
         run=RunDir(out),
-        inputs={"store": config.store, "base": config.base},
+        inputs={"store": config.store, "base": config.base, **starting},
         shown=[info.control, condition.name],
         description=f"finetune {condition.name}",
     )
@@ -89,6 +96,8 @@ def _rows(config: Config, store: "Store", condition: str) -> "np.ndarray":
     """Return the rows of the condition, and of the control cells to replay: an even share of every plate."""
     import numpy as np
 
+    from cellbridge.data.balance import draw_evenly
+
     treated = store.select(split=config.split, conditions=[condition], plates=config.plates)
     if len(treated) == 0:
         raise StoreError(
@@ -96,10 +105,5 @@ def _rows(config: Config, store: "Store", condition: str) -> "np.ndarray":
         )
     control = store.select(split=config.split, conditions=[store.info.control], plates=config.plates)
     wanted = min(round(len(treated) * config.replay / (1 - config.replay)), len(control))
-    shuffled = np.random.default_rng(config.training.seed).permutation(control)
-    rank = np.empty(len(shuffled), dtype=np.int64)
-    for plate in set(store.plates[shuffled]):
-        of_plate = store.plates[shuffled] == plate
-        rank[of_plate] = np.arange(of_plate.sum())
-    replayed = shuffled[np.argsort(rank, kind="stable")[:wanted]]
+    replayed = draw_evenly(control, store.plates[control], n=wanted, seed=config.training.seed)
     return np.sort(np.concatenate([treated, replayed]))

@@ -17,6 +17,7 @@ from cellbridge.config import Section
 from cellbridge.data.manifest import Manifest, read_manifest
 from cellbridge.data.store import StoreInfo, describe, open_store, write_store
 from cellbridge.errors import ConfigError, StoreError
+from cellbridge.outputs import require_directory
 from cellbridge.progress import bar
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     """
     if runs.is_taken(out):
         raise StoreError(f"{out}: exists already. Remove it, or choose another --out.")
+    require_directory(out.parent)
     task = _check(config)
     from cellbridge.data.collector import Collector
 
@@ -296,6 +298,8 @@ def _attributes(task: _Task, collector: "Collector", geometry: "Geometry", flats
             "manifest_sha256": runs.file_sha256(file),
         },
         "split": task.config.split.model_dump(mode="json"),
+        "made_by": runs.code_version(),
+        "config": task.config.model_dump(mode="json"),
     }
     if source is not None:
         return {

@@ -7,6 +7,7 @@ from cellbridge.conditions import Condition, resolve
 from cellbridge.config import DenoiserFitConfig, NetworkConfig, ScheduleConfig
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import StoreError
+from cellbridge.outputs import require_directory
 from cellbridge.runs import RunDir, fingerprint
 
 
@@ -25,6 +26,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     ------
     ConditionError, StoreError : a condition or plate that the store does not hold.
     """
+    require_directory(out)
     info = describe(config.store)
     names = [condition.name for condition in _conditions(config, info)]
 
@@ -44,7 +46,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         conditions=assembly.base_rows(names),
         network=config.network,
         schedule=config.schedule,
-        plates=tuple(sorted(set(store.plates[rows]))),
+        plates=tuple(sorted({*store.plates[rows], *assembly.inherited_plates(config.init_from)})),
         store_sha256=fingerprint(config.store),
     )
     network = assembly.build_network(card, seed=config.training.seed, init_from=config.init_from).to(device)
@@ -54,7 +56,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         card,
         config=config,
         run=RunDir(out),
-        inputs={"store": config.store},
+        inputs={"store": config.store, **assembly.starting_weights(config.init_from, "base")},
         shown=names,
         description="pretrain",
     )

@@ -9,7 +9,8 @@ from pydantic import Field, PositiveInt
 from cellbridge.conditions import resolve
 from cellbridge.config import Section, TrainingConfig, binding, dump
 from cellbridge.data.store import StoreInfo, describe
-from cellbridge.errors import CheckpointError, ConditionError, StoreError
+from cellbridge.errors import ConditionError, StoreError
+from cellbridge.outputs import require_directory
 from cellbridge.runs import RunDir, begin, fingerprint, publish_directory, write_json
 
 if TYPE_CHECKING:
@@ -64,9 +65,11 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     ConditionError, StoreError : a condition, plate or split that the store does not hold.
     LeakError : a well is on both sides.
     """
+    require_directory(out)
     info = describe(config.store)
     names = _conditions(config, info)
 
+    from cellbridge import assembly
     from cellbridge.data import splits
     from cellbridge.data.store import open_store
     from cellbridge.networks.classifier import build_classifier, extractor_name
@@ -82,12 +85,12 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     classifier = build_classifier(
         channels=len(info.channels), conditions=len(names), widths=config.widths, seed=config.training.seed
     ).to(device)
-    starting = {} if config.init_from is None else _start_from(classifier, config.init_from)
-    store_sha256 = fingerprint(config.store)
-    identity = {"store": store_sha256} | starting | binding(config, exclude=_NOT_BINDING)
-    _train(classifier, store, rows, config=config, names=names, run_dir=run_dir, identity=identity, device=device)
-    plates = sorted(set(store.plates[rows]))
-    _publish(classifier, run_dir, info=info, names=names, plates=plates, store_sha256=store_sha256)
+    if config.init_from is not None:
+        _start_from(classifier, config.init_from)
+    inputs = {"store": config.store, **assembly.starting_weights(config.init_from, "classifier")}
+    _train(classifier, store, rows, config=config, names=names, run_dir=run_dir, inputs=inputs, device=device)
+    plates = sorted({*store.plates[rows], *assembly.inherited_plates(config.init_from)})
+    _publish(classifier, run_dir, info=info, names=names, plates=plates)
     metrics: dict[str, Any] = {"extractor": extractor_name(run_dir.model), "conditions": names, "n_train": len(rows)}
     if held_out is not None:
         metrics["held_out"] = _judge(classifier, store, held_out, names=names, seed=config.training.seed)
@@ -122,17 +125,13 @@ def _rows(
     return rows
 
 
-def _start_from(classifier: "Classifier", path: Path) -> dict[str, str]:
-    from cellbridge.networks.classifier import load_classifier_directory, load_strictly, weights_sha256
+def _start_from(classifier: "Classifier", path: Path) -> None:
+    from cellbridge.assembly import model_directory
+    from cellbridge.networks.classifier import load_classifier_directory, load_strictly
 
-    if path.is_file():
-        raise CheckpointError(
-            f"{path}: is a file; give a run or model directory (safetensors only, pickles are never opened)."
-        )
-    directory = RunDir(path).require_model() if (path / "model").is_dir() else path
+    directory = model_directory(path)
     given, _ = load_classifier_directory(directory)
     load_strictly(classifier, given.state_dict(), where=directory)
-    return {"init_from": weights_sha256(directory)}
 
 
 def _train(
@@ -143,7 +142,7 @@ def _train(
     config: Config,
     names: list[str],
     run_dir: RunDir,
-    identity: dict[str, str],
+    inputs: dict[str, Path],
     device: "torch.device",
 ) -> None:
     """Fit the classifier and leave the averaged weights in it."""
@@ -152,6 +151,7 @@ def _train(
     from cellbridge.data import balance
     from cellbridge.data.dataset import BatchSource, CellData
     from cellbridge.training import ema
+    from cellbridge.training.checkpoint import as_resume
     from cellbridge.training.events import show
     from cellbridge.training.loop import fit
 
@@ -173,9 +173,9 @@ def _train(
         _jittered(source, config) if config.augment else source,
         config=config.training,
         run=run_dir,
-        identity=identity,
+        identity={name: fingerprint(path) for name, path in inputs.items()} | binding(config, exclude=_NOT_BINDING),
         device=device,
-        resume=config.resume if config.resume in ("auto", "never") else Path(config.resume),  # type: ignore[arg-type]
+        resume=as_resume(config.resume),
     )
     finished = show(
         events,
@@ -183,7 +183,7 @@ def _train(
         description="train-classifier",
         total=config.training.steps,
         images_per_step=config.training.batch_size,
-        on_start=lambda: begin(run_dir, config=dump(config), seed=config.training.seed, inputs={"store": config.store}),
+        on_start=lambda: begin(run_dir, config=dump(config), seed=config.training.seed, inputs=inputs),
     )
     ema.load(classifier, finished.ema)
 
@@ -228,7 +228,6 @@ def _publish(
     info: StoreInfo,
     names: list[str],
     plates: list[str],
-    store_sha256: str,
 ) -> None:
     from cellbridge.networks.classifier import save_classifier
 
@@ -238,7 +237,7 @@ def _publish(
         "size_px": info.size_px,
         "conditions": names,
         "plates": plates,
-        "store_sha256": store_sha256,
+        "store_sha256": fingerprint(info.path),
         "network": classifier.settings,
     }
     with publish_directory(run_dir.model, manifest={"kind": "classifier"}) as directory:
@@ -248,39 +247,23 @@ def _publish(
 def _judge(
     classifier: "Classifier", store: "Store", rows: "np.ndarray", *, names: list[str], seed: int
 ) -> dict[str, Any]:
-    """Return accuracy, balanced accuracy, confusion and, per condition, recall and AUC against the control, with n and intervals."""
+    """Return what `metrics.classification.accuracy` says of cells that were held out, with how many, of which plates."""
     import numpy as np
 
     from cellbridge.metrics import classification
-    from cellbridge.metrics.intervals import blocks_of, share
+    from cellbridge.metrics.intervals import blocks_of
 
     labels = np.array([names.index(name) for name in store.condition_names[rows]])
-    logits = _logits(classifier, store, rows).numpy()
-    predicted = logits.argmax(axis=1)
     columns = (store.obs[f"Metadata_{key}"].to_numpy(dtype=object)[rows] for key in ("Plate", "Well", "Site"))
-    blocks = blocks_of(*columns)
-    draws = {"resamples": _RESAMPLES, "seed": seed}
-    of_control = np.flatnonzero(labels == 0)
-    per_condition = {}
-    for target, name in enumerate(names):
-        own = np.flatnonzero(labels == target)
-        entry = {"n": len(own), "recall": share(predicted[own] == target, blocks.take(own), **draws).to_dict()}
-        if target:
-            odds = classification.log_odds(logits, target, 0)
-            sides = (blocks.take(own), blocks.take(of_control))
-            entry["auc_against_control"] = classification.auc_estimate(
-                odds[own], odds[of_control], sides, **draws
-            ).to_dict()
-        per_condition[name] = entry
-    return {
-        "n": len(rows),
-        "plates": sorted(set(store.plates[rows])),
-        "accuracy": share(predicted == labels, blocks, **draws).to_dict(),
-        "balanced_accuracy": classification.balanced_accuracy(predicted, labels, blocks, **draws).to_dict(),
-        "chance": 1 / len(names),
-        "confusion": classification.confusion(predicted, labels, conditions=len(names)).tolist(),
-        "per_condition": per_condition,
-    }
+    judged = classification.accuracy(
+        _logits(classifier, store, rows).numpy(),
+        labels,
+        names,
+        blocks_of(*columns),
+        resamples=_RESAMPLES,
+        seed=seed,
+    )
+    return {"n": len(rows), "plates": sorted(set(store.plates[rows])), "chance": 1 / len(names), **judged}
 
 
 def _logits(classifier: "Classifier", store: "Store", rows: "np.ndarray") -> "Tensor":
@@ -299,9 +282,7 @@ def _summary(run_dir: RunDir, metrics: dict[str, Any], *, n: int) -> dict[str, A
         summary["held-out cells"] = held_out["n"]
         summary["balanced accuracy"] = round(held_out["balanced_accuracy"]["value"], 4)
         aucs = {
-            name: round(entry["auc_against_control"]["value"], 4)
-            for name, entry in held_out["per_condition"].items()
-            if "auc_against_control" in entry
+            name: round(entry["auc"]["value"], 4) for name, entry in held_out["per_condition"].items() if "auc" in entry
         }
         summary["AUC against the control"] = aucs
     return summary

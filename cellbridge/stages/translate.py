@@ -1,5 +1,6 @@
 """`cellbridge translate`: what these very cells would look like under a condition, as a store of cells."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,17 +10,22 @@ from cellbridge.conditions import Condition, resolve
 from cellbridge.config import Section, SolverConfig
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
+from cellbridge.outputs import require_apart, require_directory
 from cellbridge.progress import bar
-from cellbridge.runs import fingerprint, is_taken
+from cellbridge.runs import code_version, fingerprint, is_taken
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import torch
 
+    from cellbridge.assembly import Model, ModelCard
     from cellbridge.data.store import Store
     from cellbridge.translators.translator import Translator
     from cellbridge.typing import CellBatch
+
+
+_PLACE = tuple(f"Metadata_{name}" for name in ("Cell", "Source", "Batch", "Plate", "Well", "Site", "Split"))
 
 
 class Config(Section):
@@ -31,7 +37,7 @@ class Config(Section):
     source: str | None = None
     """The condition of the cells to translate; None is the control."""
     targets: tuple[str, ...] | None = None
-    """The conditions to translate to; None is every adapter's."""
+    """The conditions to translate to; None is every one but the source that an adapter or the base models."""
     split: str | None = "test"
     plates: tuple[str, ...] | None = None
     n: PositiveInt | None = None
@@ -44,6 +50,7 @@ class Config(Section):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: str = "auto"
     overwrite: bool = False
+    """Replace `out`, if it is a store that `translate` made."""
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
@@ -56,29 +63,30 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     ------
     ConditionError : a source or target that the store or the models do not know.
     ModelError : an adapter that belongs to another base, or models that do not fit the store.
+    StoreError, RunError : `out` is taken, or is not apart from the inputs.
     """
     info = describe(config.store)
     source = resolve(config.source or info.control, info.conditions, aliases=info.aliases)
     wanted = [resolve(t, info.conditions, aliases=info.aliases) for t in config.targets or ()]
-    if is_taken(out) and not config.overwrite:
-        raise StoreError(f"{out}: exists already. Remove it, choose another name, or set overwrite=true.")
+    _check_out(config, out)
 
     from cellbridge import assembly
+    from cellbridge.data.balance import draw_evenly
     from cellbridge.data.store import open_store, write_store
     from cellbridge.runtime import pick_device
 
     device = pick_device(config.device)
     base = assembly.load_base(config.base, device=device)
     assembly.check_fit(base.card, info)
-    translator, offered = assembly.build_translator(
-        config.method, base=base, source=source.name, adapters=config.adapters, solver=config.solver, x_T=config.x_T
-    )
-    targets = _choose(wanted, offered, source=source)
+    models = assembly.load_models(base, config.adapters)
+    translator = assembly.build_translator(config.method, models, source=source, solver=config.solver, x_T=config.x_T)
+    targets = _choose(wanted, tuple(models), source=source)
     store = open_store(config.store)
     rows = store.select(split=config.split, conditions=[source.name], plates=config.plates)
     if len(rows) == 0:
         raise StoreError(f"{config.store}: no cell of {source.name} in split {config.split!r} to translate.")
-    rows = _draw(rows, n=config.n, seed=config.seed)
+    if config.n is not None:
+        rows = draw_evenly(rows, store.plates[rows], n=config.n, seed=config.seed)
     images, x_T = _translate(config, store, translator, targets, rows, device=device)
     counts, clipped = store.intensity.to_counts(images, list(store.plates[rows]) * len(targets))
     masks = store.masks(rows)
@@ -95,15 +103,18 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         masks=None if masks is None else masks[list(range(len(rows))) * len(targets)],
         x_T=None if x_T is None else x_T.numpy(),
         attributes={
+            "aliases": dict(info.aliases),
+            "made_by": code_version(),
             "config": config.model_dump(mode="json"),
             "inputs": {
                 "store": fingerprint(config.store),
                 "base": base.sha256,
                 "adapters": [fingerprint(a) for a in config.adapters],
             },
+            "trained_on": _trained_on(base.card, models, source=source, targets=targets),
             "share_clipped": clipped,
         },
-        overwrite=True,
+        overwrite=config.overwrite,
     )
     return {
         "store": str(out),
@@ -113,8 +124,25 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     }
 
 
+def _check_out(config: Config, out: Path) -> None:
+    require_apart(out, (config.store, config.base, *config.adapters))
+    require_directory(out.parent)
+    if not is_taken(out):
+        return
+    if not config.overwrite:
+        raise StoreError(f"{out}: exists already. Remove it, choose another name, or set overwrite=true.")
+    try:
+        replaceable = "share_clipped" in describe(out).attributes
+    except StoreError:
+        replaceable = False
+    if not replaceable:
+        raise StoreError(
+            f"{out}: is not a store that translate made, and overwrite=true replaces nothing else. Remove it, or choose another name."
+        )
+
+
 def _choose(wanted: list[Condition], offered: tuple[Condition, ...], *, source: Condition) -> list[Condition]:
-    targets = wanted or [condition for condition in offered if condition != source]
+    targets = list(dict.fromkeys(wanted)) or [condition for condition in offered if condition != source]
     for target in targets:
         if target not in offered:
             raise ConditionError(
@@ -126,12 +154,12 @@ def _choose(wanted: list[Condition], offered: tuple[Condition, ...], *, source: 
     return targets
 
 
-def _draw(rows: "np.ndarray", *, n: int | None, seed: int) -> "np.ndarray":
-    import numpy as np
-
-    if n is None or n >= len(rows):
-        return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, size=n, replace=False))
+def _trained_on(
+    base: "ModelCard", models: "Mapping[Condition, Model]", *, source: Condition, targets: list[Condition]
+) -> dict[str, list[str]]:
+    """Return the plates that each model behind the translation has seen, for `evaluate` to hold against those it judges on."""
+    used = {c.name: models[c].card for c in (source, *targets) if c in targets or models[c].card is not base}
+    return {"base": list(base.plates), **{name: list(card.plates) for name, card in used.items()}}
 
 
 def _translate(
@@ -189,13 +217,14 @@ def _obs(
 ) -> "pd.DataFrame":
     import pandas as pd
 
+    cells = store.obs.iloc[rows].rename(columns=_of_source)
     tables = []
     for target in targets:
-        table = store.obs.iloc[rows].copy()
+        table = cells.copy()
         table["Metadata_SourceCell"] = table["Metadata_Cell"]
         table["Metadata_Cell"] = [f"{cell}>{target.name}" for cell in table["Metadata_SourceCell"]]
         table["Metadata_Compound"] = target.compound
-        table["Metadata_Concentration"] = "" if target.dose_um is None else f"{target.dose_um:g}"
+        table["Metadata_Concentration"] = target.dose
         table["Metadata_pert_type"] = "negcon" if target.name == store.info.control else "trt"
         table["Metadata_Origin"] = "generated"
         table["Metadata_SourceCondition"] = source.name
@@ -204,3 +233,11 @@ def _obs(
         table["Metadata_Seed"] = [str(_cell_seed(seed, cell)) for cell in table["Metadata_SourceCell"]]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _of_source(column: str) -> str:
+    """Name a column of the source cell: where it lies holds for its image too, anything else is true of the source alone."""
+    if column in _PLACE or column.startswith("Location_"):
+        return column
+    prefix = "Metadata_" if column.startswith("Metadata_") else ""
+    return f"{prefix}Source_{column.removeprefix('Metadata_')}"

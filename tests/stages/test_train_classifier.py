@@ -77,7 +77,7 @@ def test_sizes_are_told_apart_on_a_plate_that_was_not_seen(trained):
     assert held_out["n"] == 48
     assert np.sum(held_out["confusion"]) == 48
     assert held_out["balanced_accuracy"]["value"] > 0.9
-    assert held_out["per_condition"]["taxol"]["auc_against_control"]["value"] > 0.95
+    assert held_out["per_condition"]["taxol"]["auc"]["value"] > 0.95
     assert held_out["per_condition"]["taxol"]["n"] == 12
 
 
