@@ -51,21 +51,25 @@ def arms_of(
         arms.append(Arm("real", name, "real", images_of(reference, comparison.real), real_blocks))
     else:
         notes.append(f"real {comparison.target}: not computed: there is no real cell of it in this split.")
-    if truth is None:
-        notes.append("error per cell: not computed: the truth is not known.")
-    else:
+    if truth is not None:
         arms.append(Arm("counterfactual", "counterfactual", "bound", torch.from_numpy(truth.counterfactual), blocks))
         if truth.best is not None:
             arms.append(Arm("best", "best possible", "bound", torch.from_numpy(truth.best), blocks))
     return arms, notes
 
 
-def truth_of(stores: Mapping[str, Store], comparison: Comparison) -> Truth | None:
-    """Read the counterfactuals of the source cells; None without a truth store, or where it does not know the target."""
+def truth_of(stores: Mapping[str, Store], comparison: Comparison) -> tuple[Truth | None, list[str]]:
+    """Read the counterfactuals of the source cells; None where there are none to be had, and in words what is left out, and why."""
     if "truth" not in stores or (comparison.counterfactual < 0).any():
-        return None
+        return None, ["error per cell: not computed: the truth is not known."]
     reference, truth = stores["reference"], stores["truth"]
     sources, masks = reference.images(comparison.sources), reference.masks(comparison.sources)
+    deviation = channel_deviation(sources)
+    constant = [name for name, spread in zip(reference.info.channels, deviation, strict=True) if spread == 0]
+    if constant:
+        return None, [
+            f"error per cell: not computed: {', '.join(constant)} is constant in all {len(sources)} source cells."
+        ]
     table = truth.obs.iloc[comparison.counterfactual]
     best = None
     if (comparison.responding >= 0).all() and "Truth_PResponse" in table:
@@ -74,14 +78,20 @@ def truth_of(stores: Mapping[str, Store], comparison: Comparison) -> Truth | Non
     responds = np.zeros(len(table), dtype=bool)
     if "Truth_Responder" in table:
         responds = pd.to_numeric(table["Truth_Responder"]).to_numpy() > 0
-    return Truth(
-        known=np.ones(len(table), dtype=bool),
+    inside = np.ones((len(sources), *sources.shape[2:]), dtype=bool) if masks is None else masks > 0
+    known = np.asarray(inside.any(axis=(1, 2)))
+    without = int((~known).sum())
+    found = Truth(
+        known=known,
         responds=responds,
         counterfactual=truth.images(comparison.counterfactual),
         best=best,
-        masks=np.ones((len(sources), *sources.shape[2:]), dtype=bool) if masks is None else masks > 0,
-        deviation=channel_deviation(sources),
+        masks=inside,
+        deviation=deviation,
     )
+    return found, [
+        f"error per cell: {without} of {len(known)} cells have no mask and are left out of it."
+    ] if without else []
 
 
 def draws_of(reference: Store, comparison: Comparison) -> Draws | None:

@@ -14,6 +14,8 @@ Rows = NDArray[np.int64]
 
 _FEWEST_HELD_OUT = 10
 _PROVENANCE = ("Metadata_SourceCell", "Metadata_TargetCondition", "Metadata_Model")
+_FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
+_TRUTH = ("Metadata_SourceCell", "Metadata_Origin")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Comparison:
     reference, floor : three disjoint draws of real target cells, (m,) each.
     ceiling : real cells of the source condition that are not among those scored, (m,).
     counterfactual, responding : rows of the truth store, -1 where there is none, (n,).
-    lost : translated cells left out because the truth has no counterfactual of them (the compound removes them).
+    lost : translated cells left out because the compound removes them, so that they have no counterfactual.
+    unmatched : translated cells left out because the truth does not know them (no object lay at their place, or it does not show their field).
     train_source, train_target : rows of training cells, for fitting null rows.
     """
 
@@ -48,6 +51,7 @@ class Comparison:
     counterfactual: Rows
     responding: Rows
     lost: int
+    unmatched: int
     train_source: Rows
     train_target: Rows
 
@@ -69,8 +73,15 @@ def compare(
 
     Raises
     ------
-    StoreError : the translated store does not say what its cells were made from, or not from cells of `reference` in `split`.
+    StoreError : the translated store does not say what its cells were made from, or not from cells of `reference` in `split`; the
+        truth does not say what its cells are.
     """
+    if truth is not None:
+        _require(
+            truth,
+            _TRUTH,
+            "so it holds no counterfactuals. Give the store that `cellbridge prepare` cut with crops_from.",
+        )
     paired = _pairs(translated, reference, split=split)
     by_target = {target: _shared_sources(part) for target, part in paired.groupby("target", sort=True)}
     common = sorted(set.intersection(*map(set, by_target.values())))
@@ -79,12 +90,14 @@ def compare(
     for target, sources in by_target.items():
         pool = np.array(common if 2 * len(common) >= fewest else sources, dtype=np.int64)
         known = pool[_truth_rows(truth, reference, pool, str(target), "counterfactual") >= 0]
-        pool, lost = (known, len(pool) - len(known)) if len(known) else (pool, 0)
+        missing = np.setdiff1d(pool, known) if len(known) else pool[:0]
+        lost = _removed(truth, reference, missing)
+        pool = known if len(known) else pool
         chosen = _draw(
             pool, n, np.random.default_rng([seed, 0])
         )  # the same cells whatever the target, where all are known
         comparison = _compare(str(target), chosen, paired, reference, truth, split=split, seed=seed)
-        comparisons.append(replace(comparison, lost=lost))
+        comparisons.append(replace(comparison, lost=lost, unmatched=len(missing) - lost))
     return comparisons
 
 
@@ -113,20 +126,39 @@ def held_out(
     for condition in conditions:
         candidates = in_split & (reference.condition_names == condition)
         options = [(np.flatnonzero(candidates & ~left_out), text) for left_out, text in choices]
-        rows, words[condition] = next((option for option in options if len(option[0]) >= _FEWEST_HELD_OUT), options[-1])
+        everything = len(options[-1][0])
+        fewest = min(_FEWEST_HELD_OUT, everything)  # the words may not speak of translated cells where there are none
+        rows, words[condition] = next(option for option in options if len(option[0]) >= fewest)
         chosen.append(rows)
     return np.sort(np.concatenate(chosen)).astype(np.int64), words
+
+
+def _require(store: Store, columns: Sequence[str], consequence: str) -> None:
+    missing = [column for column in columns if column not in store.obs.columns]
+    if missing:
+        raise StoreError(f"{store.info.path}: has no column {missing[0]}, {consequence}")
+
+
+def _removed(truth: Store | None, reference: Store, missing: Rows) -> int:
+    """Return how many cells without a counterfactual were removed by the compound: those that the truth knows under another condition.
+
+    A cell that it knows under none counts as removed, too, where the truth shows its field and no cell at all went unmatched.
+    """
+    if truth is None or len(missing) == 0:
+        return 0
+    cells = reference.obs.iloc[missing]
+    removed = cells.index.isin(truth.obs["Metadata_SourceCell"])
+    if not truth.info.attributes.get("rejected", {"no_object": 1}).get("no_object"):
+        fields = [pd.MultiIndex.from_frame(table[list(_FIELD)].astype(str)) for table in (cells, truth.obs)]
+        removed |= fields[0].isin(fields[1])
+    return int(removed.sum())
 
 
 def _pairs(translated: Store, reference: Store, *, split: str) -> pd.DataFrame:
     """Return one row per output: its row, its source's row, target and model; repeats of one (source, target, model) are left out."""
     obs = translated.obs
-    missing = [column for column in _PROVENANCE if column not in obs.columns]
-    if missing:
-        raise StoreError(
-            f"{translated.info.path}: has no column {missing[0]}, so it does not say what its cells were made from. "
-            "Give the store that `cellbridge translate` wrote."
-        )
+    remedy = "Give the store that `cellbridge translate` wrote."
+    _require(translated, _PROVENANCE, f"so it does not say what its cells were made from. {remedy}")
     source = reference.obs.index.get_indexer(pd.Index(obs["Metadata_SourceCell"].astype(str)))
     if (source < 0).any():
         unknown = obs["Metadata_SourceCell"].iloc[int(np.flatnonzero(source < 0)[0])]
@@ -193,6 +225,7 @@ def _compare(
         counterfactual=_truth_rows(truth, reference, sources, target, "counterfactual"),
         responding=_truth_rows(truth, reference, sources, target, "responding"),
         lost=0,
+        unmatched=0,
         train_source=np.flatnonzero(training & (names == found[0])),
         train_target=np.flatnonzero(training & (names == target)),
     )

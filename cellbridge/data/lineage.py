@@ -8,6 +8,8 @@ from cellbridge.data.store import StoreInfo
 from cellbridge.errors import LeakError, StoreError
 from cellbridge.runs import fingerprint
 
+_UNNAMED = "translation's models"
+
 
 def require_made_from(reference: StoreInfo, made: Iterable[StoreInfo]) -> list[Path]:
     """Refuse stores that were made from another store than `reference`; return those that do not say what they were made from.
@@ -46,7 +48,7 @@ def training_plates(classifier: Mapping[str, Any], translated: StoreInfo) -> dic
     translated : says under `trained_on` which plates the base and each target's adapter have seen.
     """
     found = translated.attributes.get("trained_on")
-    models: Mapping[str, Any] = found if isinstance(found, Mapping) else {"translation": None}
+    models: Mapping[str, Any] = found if isinstance(found, Mapping) else {_UNNAMED: None}
     named = {"classifier": classifier.get("plates"), **{_name(key): plates for key, plates in models.items()}}
     return {name: None if plates is None else sorted(map(str, plates)) for name, plates in named.items()}
 
@@ -73,4 +75,4 @@ def shared_plates(
 
 
 def _name(key: str) -> str:
-    return key if key in ("base", "translation") else f"adapter of {key}"
+    return key if key in ("base", _UNNAMED) else f"adapter of {key}"

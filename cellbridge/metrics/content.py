@@ -14,14 +14,10 @@ Floats = NDArray[np.floating]
 def channel_deviation(images: Floats) -> NDArray[np.float64]:
     """Return each channel's standard deviation over all pixels of real images (n, channel, height, width) → (channel,).
 
-    Raises
-    ------
-    ValueError : a channel is constant, so that nothing can be measured in units of its spread.
+    It is exactly 0 where a channel is constant; nothing can be measured in units of that.
     """
-    deviation = np.asarray(images.std(axis=(0, 2, 3), dtype=np.float64))
-    if not (deviation > 0).all():
-        raise ValueError(f"channel(s) {np.flatnonzero(deviation <= 0).tolist()} are constant in the real images")
-    return deviation
+    constant = images.min(axis=(0, 2, 3)) == images.max(axis=(0, 2, 3))
+    return np.where(constant, 0.0, images.std(axis=(0, 2, 3), dtype=np.float64))
 
 
 def cell_squared_error(
@@ -43,8 +39,10 @@ def cell_squared_error(
 
     Raises
     ------
-    ValueError : a mask is empty.
+    ValueError : a mask is empty, or a channel has no spread.
     """
+    if not (deviation > 0).all():
+        raise ValueError(f"channel(s) {np.flatnonzero(deviation <= 0).tolist()} are constant in the real images")
     area = masks.sum(axis=(1, 2))
     if not area.all():
         raise ValueError(f"{int((area == 0).sum())} cell(s) have an empty mask")

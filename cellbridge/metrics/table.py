@@ -1,6 +1,7 @@
 """The table of an evaluation as text, for a terminal."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 _COLUMNS = (
@@ -9,10 +10,11 @@ _COLUMNS = (
     ("score", "score", 1.0, 2),
     ("hit %", "target_hit", 100.0, 0),
     ("hit/real", "hit_relative", 1.0, 2),
-    ("gap closed", "gap_closed", 1.0, 2),
     ("FD", "frechet", 1.0, 2),
     ("KID×1e3", "kernel", 1e3, 0),
+    ("gap closed", "gap_closed", 1.0, 2),
 )
+_WIDTH = 120
 _WITH_INTERVAL = {"target_hit", "error", "score", "gap_closed"}
 
 
@@ -21,8 +23,9 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     parts = []
     for target in metrics["targets"]:
         truth = f", {target['n_responders']} responders" if target["n_truth"] else ""
+        wells, sites = (_counted(target[f"n_{unit}s"], unit) for unit in ("well", "site"))
         parts.append(
-            f"{target['source']} → {target['target']}: {target['n']} cells{truth}; intervals over {target['resampled']}"
+            f"{target['source']} → {target['target']}: {target['n']} cells of {wells}, {sites}{truth}; intervals over {target['resampled']}"
         )
         columns = [
             column
@@ -33,19 +36,48 @@ def text_table(metrics: Mapping[str, Any]) -> str:
             _aligned([["", *(title for title, *_ in columns)], *(_cells(row, columns) for row in target["rows"])])
         )
         parts += [
-            f"  {verdict['model']}: {verdict['label'].upper()}. {verdict['text']}" for verdict in target["verdicts"]
+            _wrapped(f"{verdict['model']}: {verdict['label'].upper()}. {verdict['text']}")
+            for verdict in target["verdicts"]
         ]
-        parts += [f"  {note}" for note in target["notes"]]
+        parts += [_wrapped(note) for note in [*_left_out(target), *target["notes"]]]
         parts.append("")
     accuracy = metrics["classifier"]["balanced_accuracy"]
     shown = _number(accuracy, scale=100, digits=0, interval=True)
     names = ", ".join(extractor["name"] for extractor in metrics["extractors"])
+    parts += [_wrapped(note, indent="") for note in metrics.get("notes", [])]
     parts.append(f"Classifier on real held-out cells: balanced accuracy {shown} %. Features: {names}.")
-    parts.append(
+    legend = (
         "error: root mean square over the cell, in standard deviations of each stain, against the counterfactual; "
         "score: 0 is the best possible, 1 is copying; gap closed: 1 is as near as real cells, 0 as far as the source."
     )
+    parts.append(_wrapped(legend, indent=""))
     return "\n".join(parts)
+
+
+def _left_out(target: Mapping[str, Any]) -> list[str]:
+    """Say which translated cells are not scored, and why."""
+    reasons = (
+        ("n_lost", "removed by the compound, so without a counterfactual"),
+        ("n_unmatched", "not known to the truth (no object at their place, or their field is not shown)"),
+    )
+    return [
+        f"{_counted(target[key], 'translated cell')} left out: {why}." for key, why in reasons if target.get(key, 0)
+    ]
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count} {unit}{'' if count == 1 else 's'}"
+
+
+def _wrapped(text: str, *, indent: str = "  ") -> str:
+    return fill(
+        text,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent * 2,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _cells(row: Mapping[str, Any], columns: Sequence[tuple[str, str, float, int]]) -> list[str]:

@@ -1,6 +1,7 @@
 """`cellbridge evaluate`: what translated cells are worth, beside the null rows, at one n. Numbers and figures; `report` renders them.
 
-Inputs are only read. `metrics.json` is written last.
+Inputs are only read. Results of an earlier evaluation are removed before new ones are made, and `metrics.json` is written last: what
+lies in the directory always belongs together.
 """
 
 import json
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PositiveInt
 
 from cellbridge.config import Section, dump
-from cellbridge.data.store import describe
-from cellbridge.errors import LeakError, ModelError, StoreError
-from cellbridge.runs import RunDir, begin, write_json, write_text
+from cellbridge.data.lineage import require_made_from, shared_plates, training_plates
+from cellbridge.data.store import StoreInfo, describe
+from cellbridge.errors import ModelError, NumericalError, RunError, StoreError
+from cellbridge.outputs import require_apart, require_directory
+from cellbridge.runs import RunDir, begin, is_taken, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,8 +55,8 @@ class Config(Section):
     """torch-fidelity's Inception state dict; without it, what needs it is not computed."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap draws of each interval."""
-    classifier_plates: Literal["disjoint", "shared"] = "disjoint"
-    """`shared` allows a classifier that was trained on other wells of the plates under judgement; the report says so."""
+    model_plates: Literal["disjoint", "shared"] = "disjoint"
+    """`shared` allows models and a classifier that were trained on other wells of the plates under judgement; the report says so."""
     device: str = "auto"
 
 
@@ -62,28 +65,32 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
 
     Raises
     ------
-    StoreError, ModelError : the stores and the classifier do not show the same channels at the same size.
-    LeakError : the classifier was trained on plates that are under judgement.
+    StoreError, ModelError : the stores and the classifier do not show the same channels at the same size, or do not belong together.
+    LeakError : a model or the classifier was trained on plates that are under judgement.
+    NumericalError : x_T is not finite.
+    RunError : `out` holds something else than an evaluation.
     """
-    card = _check(config)
-    inputs = {"translated": config.translated, "reference": config.reference, "classifier": config.classifier}
-    inputs |= {"truth": config.truth} if config.truth else {}
-    inputs |= {"inception weights": config.inception_weights} if config.inception_weights else {}
+    inputs = _inputs(config)
+    _check_out(out, inputs)
+    card, infos, silent = _check(config)
 
     from cellbridge.data.comparison import compare
     from cellbridge.data.store import open_store
     from cellbridge.metrics.table import text_table
 
-    stores: dict[str, Store] = {name: open_store(inputs[name]) for name in _STORES if name in inputs}
+    stores: dict[str, Store] = {name: open_store(info.path) for name, info in infos.items()}
     reference = stores["reference"]
     comparisons = compare(
         stores["translated"], reference, stores.get("truth"), split=config.split, n=config.n, seed=config.seed
     )
-    _refuse_leak(config, card, reference, comparisons)
-    run_dir = RunDir(out)
-    sums = begin(run_dir, config=dump(config), seed=config.seed, inputs=inputs)
+    models = _models(config, card, stores, comparisons)
+    _require_finite(stores["translated"], comparisons)
     judges = _judges(config, reference)
-    metrics = _head(config, sums, reference, card, judges)
+    run_dir = RunDir(out)
+    _clear(run_dir)
+    sums = begin(run_dir, config=dump(config), seed=config.seed, inputs=inputs)
+    metrics = _head(config, sums, reference, models, judges)
+    metrics["notes"] = [f"{path}: does not say which store it was made from." for path in silent] + _of_models(models)
     metrics["classifier"] |= _classifier_accuracy(config, reference, judges, comparisons)
     metrics["targets"] = [
         _evaluate(config, stores, judges, comparison, metrics["classifier"], figures=out / "figures")
@@ -96,18 +103,53 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     return {"table": table, "verdicts": labels, "metrics": str(run_dir.metrics)}
 
 
-def _check(config: Config) -> dict[str, Any]:
-    """Hold the inputs against each other, by their JSON alone; return the classifier's card."""
-    infos = {name: describe(path) for name in _STORES if (path := getattr(config, name))}
-    directory = RunDir(config.classifier).require_model()
+def _inputs(config: Config) -> dict[str, Path]:
+    named = {
+        "translated": config.translated,
+        "reference": config.reference,
+        "classifier": config.classifier,
+        "truth": config.truth,
+        "inception weights": config.inception_weights,
+    }
+    return {name: path for name, path in named.items() if path is not None}
+
+
+def _check_out(out: Path, inputs: Mapping[str, Path]) -> None:
+    """Refuse a directory that holds something else than an evaluation, whole or interrupted."""
+    import yaml
+
+    require_apart(out, inputs.values())
+    require_directory(out)
+    if not is_taken(out):
+        return
     try:
-        card: dict[str, Any] = json.loads((directory / "cellbridge.json").read_text(encoding="utf-8"))
-        shown = {"classifier": (tuple(card["channels"]), card["size_px"])}
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{directory}/cellbridge.json: cannot be read ({error}). Train the classifier again."
-        ) from None
+        written = yaml.safe_load(RunDir(out).config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        written = None
+    ours = isinstance(written, dict) and {"translated", "reference", "classifier"} <= set(written)
+    if not ours or RunDir(out).events.exists() or RunDir(out).model.exists():
+        raise RunError(f"{out}: holds something else than an evaluation. Choose another --out.")
+
+
+def _clear(run_dir: RunDir) -> None:
+    """Remove the results of an earlier evaluation, its numbers first."""
+    for file in (run_dir.metrics, run_dir.report, run_dir.path / "table.txt"):
+        file.unlink(missing_ok=True)
+    for figure in (run_dir.path / "figures").glob("*.png"):
+        figure.unlink()
+
+
+def _check(config: Config) -> tuple[dict[str, Any], dict[str, StoreInfo], list[Path]]:
+    """Hold the inputs against each other, by their JSON alone.
+
+    Returns
+    -------
+    the classifier's card, what the stores hold, and the stores that do not say what they were made from.
+    """
+    infos = {name: describe(path) for name in _STORES if (path := getattr(config, name))}
+    card = _card(config.classifier)
     wanted = (infos["reference"].channels, infos["reference"].size_px)
+    shown = {"classifier": (tuple(card["channels"]), card["size_px"])}
     shown |= {name: (info.channels, info.size_px) for name, info in infos.items()}
     for name, found in shown.items():
         if found != wanted:
@@ -120,17 +162,62 @@ def _check(config: Config) -> dict[str, Any]:
         raise ModelError(
             f"{config.inception_weights}: no such weights file. Leave inception_weights out, or give the file."
         )
+    made = [info for name, info in infos.items() if name != "reference"]
+    return card, infos, require_made_from(infos["reference"], made)
+
+
+def _card(classifier: Path) -> dict[str, Any]:
+    """Read what a `train-classifier` run says of its model."""
+    directory = RunDir(classifier).require_model()
+    try:
+        card: dict[str, Any] = json.loads((directory / "cellbridge.json").read_text(encoding="utf-8"))
+        kind = card["kind"]
+        if kind == "classifier":
+            _ = card["channels"], card["size_px"], card["conditions"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{directory}/cellbridge.json: cannot be read ({type(error).__name__}: {error}). Train the classifier again."
+        ) from None
+    if kind != "classifier":
+        raise ModelError(
+            f"{classifier}: holds a model of kind {kind!r}, expected a classifier. Give the run of `cellbridge train-classifier`."
+        )
     return card
 
 
-def _refuse_leak(config: Config, card: Mapping[str, Any], reference: "Store", comparisons: "list[Comparison]") -> None:
-    judged = {str(plate) for c in comparisons for rows in (c.sources, c.real) for plate in reference.plates[rows]}
-    shared = sorted(judged & set(card.get("plates", ())))
-    if shared and config.classifier_plates == "disjoint":
-        raise LeakError(
-            f'{config.classifier}: the classifier was trained on plate "{shared[0]}", which is under judgement. '
-            "Train it on other plates, or set classifier_plates=shared where the split is by well."
-        )
+def _models(
+    config: Config, card: Mapping[str, Any], stores: "Mapping[str, Store]", comparisons: "list[Comparison]"
+) -> dict[str, Any]:
+    """Return which plates every model was trained on, after refusing those that are under judgement."""
+    plates = stores["reference"].plates
+    judged = sorted({str(plate) for c in comparisons for rows in (c.sources, c.real) for plate in plates[rows]})
+    trained_on = training_plates(card, stores["translated"].info)
+    shared = shared_plates(trained_on, judged, allowed=config.model_plates == "shared")
+    return {"plates": config.model_plates, "under_judgement": judged, "trained_on": trained_on, "shared": shared}
+
+
+def _of_models(models: Mapping[str, Any]) -> list[str]:
+    """Say which models have seen plates under judgement, and of which that is not known."""
+    shared = [
+        f"the {name} was trained on other wells of plates under judgement ({', '.join(plates)}): allowed by model_plates=shared."
+        for name, plates in models["shared"].items()
+    ]
+    unknown = [name for name, plates in models["trained_on"].items() if plates is None]
+    return shared + [f"training plates of the {name}: not known." for name in unknown]
+
+
+def _require_finite(translated: "Store", comparisons: "list[Comparison]") -> None:
+    import numpy as np
+
+    for comparison in comparisons:
+        for model, rows in comparison.outputs.items():
+            x_T = translated.x_T(rows)
+            broken = 0 if x_T is None else int((~np.isfinite(x_T)).any(axis=(1, 2, 3)).sum())
+            if broken:
+                raise NumericalError(
+                    f"{translated.info.path}: x_T of {broken} of {len(rows)} cells is not finite ({model}, {comparison.target}). "
+                    "Translate them again, with more solver steps or in fp32."
+                )
 
 
 def _judges(config: Config, reference: "Store") -> "dict[str, Any]":
@@ -166,7 +253,7 @@ def _judges(config: Config, reference: "Store") -> "dict[str, Any]":
 
 
 def _head(
-    config: Config, sums: Mapping[str, str], reference: "Store", card: Mapping[str, Any], judges: Mapping[str, Any]
+    config: Config, sums: Mapping[str, str], reference: "Store", models: Mapping[str, Any], judges: Mapping[str, Any]
 ) -> dict[str, Any]:
     from importlib import metadata
 
@@ -182,11 +269,8 @@ def _head(
         "control": reference.info.control,
         "extractors": [{"name": part.name, "sha256": part.sha256} for part in extractors],
         "inception": None if len(extractors) > 1 else {"not_computed": "no weights were given (inception_weights)"},
-        "classifier": {
-            "conditions": judges["conditions"],
-            "training_plates": card.get("plates"),
-            "plates": config.classifier_plates,
-        },
+        "models": dict(models),
+        "classifier": {"conditions": judges["conditions"]},
         "versions": {name: metadata.version(name) for name in packages},
         "inputs": dict(sums),
     }
@@ -230,7 +314,7 @@ def _evaluate(
     from cellbridge.metrics.verdict import judge
 
     reference, names, target = stores["reference"], judges["conditions"], comparison.target
-    truth = truth_of(stores, comparison)
+    truth, of_truth = truth_of(stores, comparison)
     arms, notes = arms_of(stores, comparison, truth, seed=config.seed)
     scoring = Judge(
         extractors=judges["extractors"],
@@ -241,7 +325,7 @@ def _evaluate(
         seed=config.seed,
     )
     scores = score_target(arms, draws_of(reference, comparison), truth=truth, judge=scoring)
-    notes += _bias(scores["distances"])
+    notes += of_truth + _bias(scores["distances"])
     separable = classifier.get("per_condition", {}).get(target, {}).get("auc")
     models = [arm for arm in arms if arm.kind == "model"]
     words = {"target": target, "control": comparison.source, "separable": separable}
@@ -250,10 +334,11 @@ def _evaluate(
         "target": target,
         "source": comparison.source,
         "n": len(comparison.sources),
-        "plates": sorted(set(reference.plates[comparison.sources])),
+        **_places(reference, comparison),
         "n_lost": comparison.lost,
+        "n_unmatched": comparison.unmatched,
         "n_truth": 0 if truth is None else int(truth.known.sum()),
-        "n_responders": 0 if truth is None else int(truth.responds.sum()),
+        "n_responders": 0 if truth is None else int((truth.responds & truth.known).sum()),
         "resampled": arms[0].blocks.unit,
         **scores,
         "verdicts": [
@@ -264,6 +349,14 @@ def _evaluate(
         "notes": notes,
         "figures": _save({**_pictures(reference, judges, comparison, arms), **noise_panels}, figures, target=target),
     }
+
+
+def _places(reference: "Store", comparison: "Comparison") -> dict[str, Any]:
+    """Return from which plates, and from how many wells and sites, the source cells come."""
+    table = reference.obs.iloc[comparison.sources]
+    place = ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]
+    wells, sites = (len(table.drop_duplicates(place[:depth])) for depth in (2, 3))
+    return {"plates": sorted(set(table["Metadata_Plate"])), "n_wells": wells, "n_sites": sites}
 
 
 def _bias(distances: Mapping[str, Any]) -> list[str]:
@@ -290,6 +383,8 @@ def _noise(
     kept = {model: x_T for model, x_T in noises.items() if x_T is not None}
     if not kept:
         return {"not_computed": "the translated store holds no x_T"}, {}
+    if len(comparison.sources) < 2:
+        return {"not_computed": "one cell; two or more are needed"}, {}
     blocks = blocks_of_rows(reference, comparison.sources)
     foreground = None if masks is None else masks > 0
 

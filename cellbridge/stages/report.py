@@ -22,9 +22,9 @@ _BARS = (
     ("error_responders", "… of responders", "", 1.0),
     ("score", "score", "", 1.0),
     ("target_hit", "seen as target", "%", 100.0),
-    ("gap_closed", "gap closed", "", 1.0),
 )
-"""Columns with an interval: key, heading, unit, factor."""
+_GAP = ("gap_closed", "gap closed", "", 1.0)
+"""Columns that are drawn with their interval: key, heading, unit, factor; the gap is the last column of the table."""
 
 
 class Config(Section):
@@ -103,21 +103,30 @@ def _evaluation(file: Path) -> dict[str, Any] | None:
 
 def _evaluation_view(path: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     targets = [_target_view(path, target) for target in metrics["targets"]]
-    verdicts = [verdict for target in targets for verdict in target["verdicts"]]
-    held_up = sum(verdict["held_up"] is True for verdict in verdicts)
     return {
         "path": path.name,
         "targets": targets,
-        "summary": f"{held_up} of {len(verdicts)} translation{'s' if len(verdicts) != 1 else ''} held up.",
+        "summary": _summary([verdict for target in targets for verdict in target["verdicts"]]),
         "classifier": _classifier_view(metrics["classifier"]),
         "metrics": metrics,
     }
 
 
+def _summary(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    held_up = sum(verdict["held_up"] is True for verdict in verdicts)
+    in_part = sum(verdict["in_part"] for verdict in verdicts)
+    unsettled = sum(verdict["held_up"] is None and not verdict["in_part"] for verdict in verdicts)
+    words = [f"{held_up} of {len(verdicts)} translation{'s' if len(verdicts) != 1 else ''} held up"]
+    words += [f"{in_part} in part"] if in_part else []
+    words += [f"{unsettled} not settled"] if unsettled else []
+    return ", ".join(words) + "."
+
+
 def _target_view(path: Path, target: Mapping[str, Any]) -> dict[str, Any]:
     rows = target["rows"]
-    scales = {key: _scale(rows, key) for key, *_ in _BARS}
+    scales = {key: _scale(rows, key) for key, *_ in (*_BARS, _GAP)}
     bars = [bar for bar in _BARS if scales[bar[0]] is not None]
+    key, _, unit, factor = _GAP
     view = [
         {
             "name": row["name"],
@@ -126,7 +135,8 @@ def _target_view(path: Path, target: Mapping[str, Any]) -> dict[str, Any]:
             "frechet": _text(row.get("frechet"), digits=2),
             "kernel": _text(row.get("kernel"), factor=1e3, digits=0),
             "relative": _text(row.get("hit_relative"), digits=2),
-            "bars": [_bar(row.get(key), scales[key], factor=factor, unit=unit) for key, _, unit, factor in bars],
+            "bars": [_bar(row.get(name), scales[name], factor=by, unit=of) for name, _, of, by in bars],
+            "gap": _bar(row.get(key), scales[key], factor=factor, unit=unit),
         }
         for row in rows
     ]
@@ -137,6 +147,7 @@ def _target_view(path: Path, target: Mapping[str, Any]) -> dict[str, Any]:
         "n_distance": next((row["n_distance"] for row in rows if "n_distance" in row), 0),
         "others": _other_extractors(rows),
         "noise": _noise_view(target["noise"]),
+        "noise_why": target["noise"].get("not_computed", ""),
         "nuclei": _nuclei_view(target),
         "pictures": [figure | {"data": _inline(path / figure["file"])} for figure in target["figures"]],
     }

@@ -72,8 +72,12 @@ def test_an_empty_mask_is_refused(world):
 
 
 def test_a_constant_channel_is_refused():
+    images = np.stack([np.random.default_rng(0).random((4, 4)), np.full((4, 4), 0.1)])[None].astype(np.float32)
+    deviation = content.channel_deviation(images)
+    assert deviation[0] > 0
+    assert deviation[1] == 0
     with pytest.raises(ValueError, match=r"channel\(s\) \[1\]"):
-        content.channel_deviation(np.stack([np.random.default_rng(0).random((4, 4)), np.ones((4, 4))])[None])
+        content.cell_squared_error(images, images, np.ones((1, 4, 4), bool), deviation=deviation)
 
 
 def test_a_shifted_nucleus_is_measured():

@@ -94,7 +94,12 @@ def test_more_hits_than_real_cells_are_called_overdone():
 
 def test_the_text_table_shows_every_row_a_dash_for_what_is_missing_and_no_empty_column():
     target = {"source": "DMSO", "target": "taxol@1", "n": 100, "n_truth": 0, "n_responders": 0, "resampled": "wells"}
-    target |= {"rows": _rows(hits=_hits(0.8)), "verdicts": [], "notes": ["a note"]}
+    target |= {"n_wells": 1, "n_sites": 4, "n_lost": 3}
+    target |= {
+        "rows": _rows(hits=_hits(0.8)),
+        "verdicts": [{"model": "m", "label": "carries", "text": "word " * 60}],
+        "notes": ["a note"],
+    }
     accuracy = {"balanced_accuracy": {"not_computed": "no cells"}}
     text = text_table({"targets": [target], "classifier": accuracy, "extractors": [{"name": "features"}]})
     line = next(line for line in text.splitlines() if "model:m" in line and line.startswith("▸"))
@@ -102,3 +107,7 @@ def test_the_text_table_shows_every_row_a_dash_for_what_is_missing_and_no_empty_
     assert "–" in next(line for line in text.splitlines() if line.strip().startswith("real"))
     assert "score" not in text.splitlines()[1]
     assert "a note" in text
+    assert text.startswith("DMSO → taxol@1: 100 cells of 1 well, 4 sites; intervals over wells")
+    assert text.splitlines()[1].split() == ["hit", "%", "hit/real", "gap", "closed"]
+    assert "3 translated cells left out: removed by the compound" in text
+    assert max(map(len, text.splitlines())) <= 120

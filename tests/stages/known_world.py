@@ -9,7 +9,7 @@ import torch
 from cellbridge.data.intensity import IntensityMaps, fit_intensity
 from cellbridge.data.store import REQUIRED, open_store, write_store
 from cellbridge.networks.classifier import build_classifier, save_classifier
-from cellbridge.runs import RunDir, publish_directory
+from cellbridge.runs import RunDir, fingerprint, publish_directory
 
 CHANNELS = ("DNA", "ER", "Mito")
 SIZE = 16
@@ -68,7 +68,7 @@ def write_study(folder: Path, *, per_well: int = 24) -> dict[str, Path]:
     maps = fit_intensity(control, channels=CHANNELS, full_scale=65535)
     paths = {"reference": folder / "store.zarr", "truth": folder / "truth.zarr"}
     write_store(paths["reference"], obs=obs, counts=images, masks=np.concatenate(masks), intensity=maps, **HEAD)
-    _write_truth(paths["truth"], truth, maps)
+    _write_truth(paths["truth"], truth, maps, attributes={"crops_from_sha256": fingerprint(paths["reference"])})
     return paths
 
 
@@ -79,7 +79,13 @@ def _table(plate: str, well: str, condition: str, split: str, n: int) -> pd.Data
     return pd.DataFrame(rows, columns=list(REQUIRED)).astype(str)
 
 
-def _write_truth(path: Path, truth: list[tuple[pd.DataFrame, dict[str, np.ndarray]]], maps: IntensityMaps) -> None:
+def _write_truth(
+    path: Path,
+    truth: list[tuple[pd.DataFrame, dict[str, np.ndarray]]],
+    maps: IntensityMaps,
+    *,
+    attributes: dict[str, str],
+) -> None:
     tables, counts = [], []
     for sources, cells in truth:
         for condition in ("shrinker@1", "dimmer@5"):
@@ -95,7 +101,7 @@ def _write_truth(path: Path, truth: list[tuple[pd.DataFrame, dict[str, np.ndarra
                 tables.append(table)
                 counts.append(render(cells, condition, responds=responds)[0])
     obs = pd.concat(tables, ignore_index=True)
-    write_store(path, obs=obs, counts=np.concatenate(counts), intensity=maps, **HEAD)
+    write_store(path, obs=obs, counts=np.concatenate(counts), intensity=maps, attributes=attributes, **HEAD)
 
 
 def write_translated(path: Path, study: dict[str, Path], models: dict[str, dict[str, np.ndarray]]) -> Path:
@@ -116,7 +122,10 @@ def write_translated(path: Path, study: dict[str, Path], models: dict[str, dict[
             counts.append(converted.numpy().astype(np.uint16))
     obs = pd.concat(tables, ignore_index=True)
     x_T = np.random.default_rng(0).standard_normal((len(obs), len(CHANNELS), SIZE, SIZE)).astype(np.float32)
-    write_store(path, obs=obs, counts=np.concatenate(counts), x_T=x_T, intensity=reference.intensity, **HEAD)
+    counted, maps = np.concatenate(counts), reference.intensity
+    trained_on = {"base": ["P1", "P2"], "shrinker@1": ["P1"], "dimmer@5": ["P1", "P2"]}
+    attributes = {"inputs": {"store": fingerprint(study["reference"])}, "trained_on": trained_on}
+    write_store(path, obs=obs, counts=counted, x_T=x_T, intensity=maps, attributes=attributes, **HEAD)
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cellbridge.errors import RunError
 from cellbridge.plots.montage import montage
-from cellbridge.stages.report import Config, run
+from cellbridge.stages.report import Config, _summary, run
 
 
 def _estimate(value, half=0.1):
@@ -55,13 +55,22 @@ def evaluation(tmp_path):
         "source": "DMSO",
         "n": 40,
         "plates": ["0001053597806"],
+        "n_wells": 1,
+        "n_sites": 4,
         "n_lost": 1,
+        "n_unmatched": 2,
         "n_truth": 40,
         "n_responders": 20,
         "resampled": "wells",
         "rows": [_row("model:ddib", "translated (ddib)", "model", 0.7), _row("copy", "copy the control", "null", 0.05)],
         "verdicts": [
-            {"model": "translated (ddib)", "label": "carries the phenotype", "text": "It does.", "held_up": True}
+            {
+                "model": "translated (ddib)",
+                "label": "carries the phenotype",
+                "text": "It does.",
+                "held_up": True,
+                "in_part": False,
+            }
         ],
         "noise": {"models": {"ddib": [test]}, "fresh": [test]},
         "nuclei": {"model:ddib": {"source": {"shift_px": 0.5, "iou": 0.8, "n": 40}}},
@@ -76,10 +85,15 @@ def evaluation(tmp_path):
         "channels": ["DNA", "ER"],
         "extractors": [{"name": "extractor", "sha256": "0" * 64}],
         "inception": {"not_computed": "no weights were given"},
+        "notes": ["training plates of the base: not known."],
+        "models": {
+            "plates": "shared",
+            "under_judgement": ["P1"],
+            "trained_on": {"classifier": ["P1", "P2"], "base": None},
+            "shared": {"classifier": ["P1"]},
+        },
         "classifier": {
             "conditions": ["DMSO", "taxol@1"],
-            "training_plates": ["P1"],
-            "plates": "disjoint",
             "balanced_accuracy": _estimate(0.9),
             "per_condition": {"DMSO": {"n": 9, "recall": _estimate(0.8), "held_out": "wells left out"}},
             "confusion": [[7, 2], [0, 0]],
@@ -129,6 +143,31 @@ def test_the_verdict_comes_before_any_table(evaluation):
     html = (evaluation / "report.html").read_text(encoding="utf-8")
     assert "1 of 1 translation held up." in html
     assert html.index("carries the phenotype") < html.index("<table>")
+
+
+def test_a_part_and_an_open_question_are_counted_apart():
+    held, part, unsettled, failed = (
+        {"held_up": held_up, "in_part": in_part}
+        for held_up, in_part in ((True, False), (None, True), (None, False), (False, False))
+    )
+    assert _summary([held, part, unsettled, failed]) == "1 of 4 translations held up, 1 in part, 1 not settled."
+    assert _summary([failed]) == "0 of 1 translation held up."
+
+
+def test_training_plates_stand_in_the_page_and_shared_ones_are_marked(evaluation):
+    run(Config(runs=(evaluation,)))
+    html = (evaluation / "report.html").read_text(encoding="utf-8")
+    assert "The classifier was trained on P1, P2 (<b>shared: P1</b>)." in html
+    assert "The base was trained on plates that are not known." in html
+    assert "training plates of the base: not known." in html
+
+
+def test_cells_that_the_compound_removed_are_told_from_those_that_the_truth_does_not_know(evaluation):
+    run(Config(runs=(evaluation,)))
+    html = (evaluation / "report.html").read_text(encoding="utf-8")
+    assert "1 removed by the compound, not scored" in html
+    assert "2 not known to the truth, not scored" in html
+    assert "1 well, 4 sites" in html.replace("<span>", "")
 
 
 def test_numbers_stand_with_their_intervals_and_what_is_missing_with_its_reason(evaluation):
