@@ -13,7 +13,7 @@ def require_directory(directory: Path) -> None:
 
     Raises
     ------
-    RunError : it, or a directory around it, is a file, a store or a published model, or may not be written to.
+    RunError : it, or a directory around it, is a file, a finished result (a store, a model, synthetic plates), or may not be written to.
     """
     path = directory.resolve()
     for place in (path, *path.parents):
@@ -21,7 +21,7 @@ def require_directory(directory: Path) -> None:
             raise RunError(f"{directory}: {place} is a file. Choose another --out.")
         if _is_published(place):
             raise RunError(
-                f"{directory}: {place} is a store or a published model, which nothing may be added to. Choose another --out."
+                f"{directory}: {place} is a finished result, which nothing may be added to. Choose another --out."
             )
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):

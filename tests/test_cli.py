@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,17 @@ def test_an_error_is_one_line_with_exit_code_2(capsys: pytest.CaptureFixture[str
     error = capsys.readouterr().err
     assert error.startswith("cellbridge pretrain: StoreError: absent.zarr: no such store")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "message"), [("file", "is a file"), ("file/run", "is a file"), ("x" * 300, "File name too long")]
+)
+def test_an_impossible_place_for_a_result_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, message: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    for verb in ("pretrain", "train-classifier"):
+        assert main([verb, "--store", "absent.zarr", "--out", str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

@@ -16,9 +16,9 @@ def test_nothing_is_written_under_a_file_or_into_what_was_published(tmp_path: Pa
     for place, why in (
         ("file", "is a file"),
         ("file/run", "is a file"),
-        ("model", "published model"),
-        ("model/run/deep", "published model"),
-        ("store/run", "is a store"),
+        ("model", "finished result"),
+        ("model/run/deep", "finished result"),
+        ("store/run", "finished result"),
     ):
         with pytest.raises(RunError, match=why):
             require_directory(tmp_path / place)

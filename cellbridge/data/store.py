@@ -11,6 +11,7 @@ zarr by itself returns zeros for a missing chunk and other pixels for a flipped 
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,8 +146,10 @@ def condition_of(compound: str, concentration: str, *, control: str) -> Conditio
         try:
             condition = Condition(compound, float(concentration))
         except ValueError:
+            condition = Condition(compound, math.nan)
+        if not 0 <= (condition.dose_um or 0.0) < math.inf:
             raise StoreError(
-                f'Metadata_Concentration "{concentration}" of compound "{compound}" is not a number. '
+                f'Metadata_Concentration "{concentration}" of compound "{compound}" is not a number of micromolar. '
                 "Give micromolar as a plain number, or leave it empty."
             ) from None
     if Condition.parse(condition.name) != condition:

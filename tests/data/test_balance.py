@@ -1,9 +1,16 @@
 """Class-balanced weights against the closed form and the paper's limits."""
 
+import numpy as np
 import pytest
 import torch
 
-from cellbridge.data.balance import classes_of, effective_number_weights, effective_sample_size, sample_weights
+from cellbridge.data.balance import (
+    classes_of,
+    draw_evenly,
+    effective_number_weights,
+    effective_sample_size,
+    sample_weights,
+)
 from cellbridge.errors import ConfigError
 
 N = (5000, 500, 50)
@@ -67,3 +74,13 @@ def test_impossible_requests_are_refused():
         effective_number_weights(N, beta=1.5)
     with pytest.raises(ConfigError, match="at least one in each"):
         effective_number_weights([3, 0], beta=0.9)
+
+
+def test_a_draw_is_as_even_over_groups_as_their_sizes_allow():
+    rows = np.arange(100, 160)
+    groups = np.array(["a"] * 50 + ["b"] * 8 + ["c"] * 2, dtype=object)
+    drawn = draw_evenly(rows, groups, n=14, seed=3)
+    assert (np.diff(drawn) > 0).all()
+    assert [int((groups[drawn - 100] == group).sum()) for group in "abc"] == [6, 6, 2]
+    np.testing.assert_array_equal(drawn, draw_evenly(rows, groups, n=14, seed=3))
+    np.testing.assert_array_equal(draw_evenly(rows, groups, n=999, seed=3), rows)

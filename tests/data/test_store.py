@@ -179,8 +179,10 @@ def test_selection_combines_split_condition_and_plate(path, given):
 def test_control_has_no_dose_and_a_name_that_reads_back_as_another_is_refused():
     assert condition_of("DMSO", "0.1", control="DMSO") == Condition("DMSO")
     assert condition_of("taxol", "0.30", control="DMSO") == Condition("taxol", 0.3)
-    with pytest.raises(StoreError, match="is not a number"):
-        condition_of("taxol", "high", control="DMSO")
+    assert condition_of("taxol", "3.3333333", control="DMSO") == Condition("taxol", 3.3333333)
+    for text in ("high", "nan", "inf", "-1"):
+        with pytest.raises(StoreError, match="is not a number"):
+            condition_of("taxol", text, control="DMSO")
     with pytest.raises(StoreError, match="would be read back as"):
         condition_of("taxol@3", "", control="DMSO")
 

@@ -11,7 +11,7 @@ import pytest
 
 from cellbridge.cli import main
 from cellbridge.data.store import open_store
-from cellbridge.runs import MANIFEST, verify_directory
+from cellbridge.runs import MANIFEST, file_sha256, verify_directory
 
 NETWORK = ["--set", "network.widths=[16,32]", "--set", "network.attention_levels=[1]"]
 TRAINING = ["--set", "training.batch_size=8", "--set", "training.steps=6", "--set", "training.checkpoint_every=3"]
@@ -176,6 +176,7 @@ def test_an_adapter_of_another_base_is_refused_with_both_hashes(
         (["translate", "--target", "latrunculin"], "is not in the data"),
         (["translate", "--target", "taxol"], "no model of"),
         (["translate", "--adapter", "absent"], "holds no finished model"),
+        (["translate", "--source", "taxol", "--target", "DMSO"], "no model of the source"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
@@ -187,6 +188,117 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
         capsys, verb, "--store", study / "store.zarr", "--base", study / "base", *rest, "--out", out
     )
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("store.zarr", "is the input"),
+        ("base", "is the input"),
+        (".", "contains the input"),
+        ("base/model/unet", "lies inside the input"),
+        ("truth.zarr", "is not a store that translate made"),
+        ("plates", "is not a store that translate made"),
+        ("plates/manifest.yaml", "which nothing may be added to"),
+        ("base/config.yaml/x.zarr", "lies inside the input"),
+        ("evaluation/metrics.json", "is not a store that translate made"),
+        ("evaluation/metrics.json/x.zarr", "is a file"),
+    ],
+)
+def test_overwriting_replaces_nothing_but_a_translation(
+    study: Path, capsys: pytest.CaptureFixture[str], place: str, message: str
+) -> None:
+    before = verify_directory(study / "store.zarr") + verify_directory(study / "base/model")
+    models = ["--store", study / "store.zarr", "--base", study / "base", "--adapter", study / "taxol"]
+    error = refused(capsys, "translate", *models, "--set", "overwrite=true", "--out", study / place)
+    assert message in error
+    assert before == verify_directory(study / "store.zarr") + verify_directory(study / "base/model") == []
+
+
+def test_a_translation_can_be_replaced_by_another(study: Path) -> None:
+    shutil.copytree(study / "translated.zarr", study / "replaced.zarr")
+    translate(study, study / "replaced.zarr", "--set", "overwrite=true", "--target", "taxol", "--target", "taxol@1")
+    assert [c.name for c in open_store(study / "replaced.zarr").info.conditions] == ["taxol@1"]
+
+
+def test_a_training_adds_nothing_to_a_store_or_a_model(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for out in ("store.zarr", "store.zarr/run", "base/model"):
+        for verb in ("pretrain", "train-classifier"):
+            error = refused(capsys, verb, "--store", study / "store.zarr", "--out", study / out)
+            assert "nothing may be added to" in error
+    assert verify_directory(study / "store.zarr") + verify_directory(study / "base/model") == []
+
+
+@pytest.mark.parametrize(
+    "model", ["base/model/unet/diffusion_pytorch_model.safetensors", "taxol/model/adapter_model.safetensors"]
+)
+def test_weights_with_one_bit_changed_are_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    name, rest = model.split("/", 1)
+    shutil.copytree(study / name, tmp_path / name)
+    content = bytearray((tmp_path / model).read_bytes())
+    content[-5] ^= 1
+    (tmp_path / model).write_bytes(content)
+    runs = {"base": study / "base", "taxol": study / "taxol", name: tmp_path / name}
+    models = ["--store", study / "store.zarr", "--base", runs["base"], "--adapter", runs["taxol"]]
+    error = refused(capsys, "translate", *models, "--out", tmp_path / "out.zarr")
+    assert f"{rest}: sha256 differs" in error
+    assert "restore it" in error
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_translation_says_which_plates_its_models_have_seen_and_what_made_it(study: Path) -> None:
+    attributes = open_store(study / "translated.zarr").info.attributes
+    assert attributes["trained_on"] == {name: ["P1", "P2"] for name in ("base", "taxol@1", "null@5")}
+    prepared = open_store(study / "store.zarr").info.attributes
+    for stored in (attributes, prepared):
+        assert set(stored["made_by"]) == {"cellbridge", "commit"}
+    assert attributes["aliases"] == prepared["aliases"]
+    assert prepared["config"]["split"]["test"] == [TEST_PLATE]
+
+
+def test_rows_of_a_translation_say_of_the_source_only_what_is_named_so(study: Path) -> None:
+    translated, reference = open_store(study / "translated.zarr").obs, open_store(study / "store.zarr").obs
+    place = {"Metadata_Cell", "Metadata_Plate", "Metadata_Well", "Metadata_Site", "Metadata_Split"}
+    place |= {"Location_Center_X", "Location_Center_Y"}
+    about_source = {f"Metadata_Source_{name.removeprefix('Metadata_')}" for name in set(reference.columns) - place}
+    assert about_source <= set(translated.columns)
+    own = {f"Metadata_{n}" for n in ("Compound", "Concentration", "pert_type", "Origin", "Model", "Seed")}
+    own |= {f"Metadata_{n}" for n in ("SourceCell", "SourceCondition", "TargetCondition")}
+    assert set(translated.columns) == place | about_source | own
+    assert set(translated["Metadata_Source_Compound"]) == {"DMSO"}
+
+
+def test_a_condition_of_an_adapter_can_be_the_source(study: Path) -> None:
+    translate(study, study / "back.zarr", "--source", "taxol", "--target", "DMSO")
+    back = open_store(study / "back.zarr")
+    assert set(back.obs["Metadata_SourceCondition"]) == {"taxol@1"}
+    assert [c.name for c in back.info.conditions] == ["DMSO"]
+    assert back.info.attributes["trained_on"]["taxol@1"] == ["P1", "P2"]
+
+
+def test_two_adapters_of_one_condition_are_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["--base", study / "base", "--adapter", study / "taxol", "--adapter", study / "taxol"]
+    error = refused(capsys, "translate", "--store", study / "store.zarr", *models, "--out", study / "never.zarr")
+    assert "are both adapters for taxol@1" in error
+
+
+def test_weights_that_training_starts_from_are_hashed_and_cannot_change(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--store", study / "store.zarr", *NETWORK, *SAMPLER, "--set", "training.steps=1", "--out", study / "onward"]
+    call("pretrain", *few, "--init-from", study / "base")
+    provenance = json.loads((study / "onward/provenance.json").read_text(encoding="utf-8"))
+    assert provenance["inputs"]["init_from"]["sha256"] == file_sha256(Path(provenance["inputs"]["init_from"]["path"]))
+    assert "init_from" in refused(capsys, "pretrain", *few, "--init-from", study / "onward")
+
+
+def test_a_resume_that_is_refused_leaves_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ["--base", study / "base", "--condition", "null", "--resume", study / "taxol", "--out", study / "never"]
+    error = refused(capsys, "finetune", "--store", study / "store.zarr", *other, *TRAINING, *SAMPLER)
+    assert "made with other inputs" in error
+    assert not (study / "never").exists()
 
 
 def test_another_configuration_in_the_same_run_directory_is_refused(
