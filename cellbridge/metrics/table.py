@@ -45,7 +45,8 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     shown = _number(accuracy, scale=100, digits=0, interval=True)
     names = ", ".join(extractor["name"] for extractor in metrics["extractors"])
     parts += [_wrapped(note, indent="") for note in metrics.get("notes", [])]
-    parts.append(f"Classifier on real held-out cells: balanced accuracy {shown} %. Features: {names}.")
+    accuracy_words = f"Classifier on real held-out cells: balanced accuracy {shown} %. Features: {names}."
+    parts.append(_wrapped(accuracy_words, indent=""))
     legend = (
         "error: root mean square over the cell, in standard deviations of each stain, against the counterfactual; "
         "score: 0 is the best possible, 1 is copying; gap closed: 1 is as near as real cells, 0 as far as the source."
