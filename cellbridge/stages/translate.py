@@ -72,7 +72,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
 
     from cellbridge import assembly
     from cellbridge.data.balance import draw_evenly
-    from cellbridge.data.store import open_store, write_store
+    from cellbridge.data.store import open_store
     from cellbridge.runtime import pick_device
 
     device = pick_device(config.device)
@@ -89,18 +89,12 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         rows = draw_evenly(rows, store.plates[rows], n=config.n, seed=config.seed)
     images, x_T = _translate(config, store, translator, targets, rows, device=device)
     counts, clipped = store.intensity.to_counts(images, list(store.plates[rows]) * len(targets))
-    masks = store.masks(rows)
-    write_store(
+    _write(
         out,
+        store,
+        rows,
         obs=_obs(store, rows, source=source, targets=targets, model=translator.name, seed=config.seed),
-        counts=counts.numpy().astype("uint8" if info.full_scale < 256 else "uint16"),
-        channels=info.channels,
-        full_scale=info.full_scale,
-        size_px=info.size_px,
-        pixel_um=info.pixel_um,
-        control=info.control,
-        intensity=store.intensity,
-        masks=None if masks is None else masks[list(range(len(rows))) * len(targets)],
+        counts=counts.numpy(),
         x_T=None if x_T is None else x_T.numpy(),
         attributes={
             "aliases": dict(info.aliases),
@@ -233,6 +227,39 @@ def _obs(
         table["Metadata_Seed"] = [str(_cell_seed(seed, cell)) for cell in table["Metadata_SourceCell"]]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _write(
+    out: Path,
+    store: "Store",
+    rows: "np.ndarray",
+    *,
+    obs: "pd.DataFrame",
+    counts: "np.ndarray",
+    x_T: "np.ndarray | None",
+    attributes: dict[str, Any],
+    overwrite: bool,
+) -> None:
+    """Write images whose scale, masks and maps are those of the source cells, which repeat for every target."""
+    from cellbridge.data.store import write_store
+
+    info, masks = store.info, store.masks(rows)
+    repeats = len(counts) // len(rows)
+    write_store(
+        out,
+        obs=obs,
+        counts=counts.astype("uint8" if info.full_scale < 256 else "uint16"),
+        channels=info.channels,
+        full_scale=info.full_scale,
+        size_px=info.size_px,
+        pixel_um=info.pixel_um,
+        control=info.control,
+        intensity=store.intensity,
+        masks=None if masks is None else masks[list(range(len(rows))) * repeats],
+        x_T=x_T,
+        attributes=attributes,
+        overwrite=overwrite,
+    )
 
 
 def _of_source(column: str) -> str:
