@@ -9,7 +9,6 @@ step-00000500/
   manifest.json           sha256 of the files above; written last
 """
 
-import hashlib
 import json
 import os
 import re
@@ -182,16 +181,6 @@ def require_same(snapshot: Snapshot, *, settings: Mapping[str, Any], identity: M
     if changed:
         differences = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed)
         raise RunError(f"{path}: was made with other inputs ({differences}). Restore them, or give another --out.")
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 over names, types, shapes and bytes of tensors."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 def _short(value: Any) -> str:

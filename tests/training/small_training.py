@@ -1,10 +1,12 @@
 """A training small enough for tests: dropout, noise from PyTorch's own generators, and data that is a function of the step."""
 
+import hashlib
 import sys
 import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cellbridge.config import TrainingConfig
@@ -24,6 +26,11 @@ SETTINGS = {
     "ema_decay": 0.9,
     "precision": "fp32",
 }
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """Return the sha256 over names, types, shapes and bytes."""
+    return hashlib.sha256(save(tensors)).hexdigest()
 
 
 def network() -> nn.Module:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import events, until
+from small_training import digest, events, until
 
 from cellbridge.errors import CheckpointError, ResourceError, RunError
 from cellbridge.runs import RunDir, verify_directory
@@ -35,14 +35,8 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
     loaded = checkpoint.load(path)
     assert loaded.step == 3
     assert torch.equal(loaded.weights["w"], torch.arange(10.0) + 3)
-    assert checkpoint.digest(loaded.window) == checkpoint.digest(snapshot(3).window)
+    assert digest(loaded.window) == digest(snapshot(3).window)
     assert not list(tmp_path.rglob("*.pkl")) + list(tmp_path.rglob("*.pt"))
-
-
-def test_digest_sees_values_names_shapes_and_types():
-    plain = torch.arange(6.0)
-    variants = [{"a": plain}, {"b": plain}, {"a": plain.view(2, 3)}, {"a": plain.double()}, {"a": plain + 1e-6}]
-    assert len({checkpoint.digest(tensors) for tensors in variants}) == 5
 
 
 def test_retention_keeps_the_newest(tmp_path):

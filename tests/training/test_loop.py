@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import batches, events, loss, network, until
+from small_training import batches, digest, events, loss, network, until
 from torch import nn
 
 from cellbridge.errors import (
@@ -27,7 +27,7 @@ from cellbridge.training.loop import LossOutput
 
 def digests(run) -> dict[str, str]:
     snapshot = checkpoint.load(RunDir(run).checkpoint(24))
-    return {name: checkpoint.digest(getattr(snapshot, name)) for name in ("weights", "ema", "optimizer")}
+    return {name: digest(getattr(snapshot, name)) for name in ("weights", "ema", "optimizer")}
 
 
 def losses(seen) -> dict[int, tuple[float, float]]:
