@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from cellbridge.metrics.scorecard import Arm
     from cellbridge.plots.panels import Panel
 
-FORMAT = 1
+FORMAT = 2
+"""Of metrics.json; `report` reads this one."""
 _STORES = ("translated", "reference", "truth")
 _STANDARD_CELLS = 1000
 """Training cells that the extractor's features are standardised on, at most."""

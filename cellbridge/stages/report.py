@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TEMPLATE = "report.html.j2"
+_FORMAT = 2
+"""Of `evaluate`'s metrics.json."""
 _BARS = (
     ("error", "error per cell", "", 1.0),
     ("error_responders", "… of responders", "", 1.0),
@@ -98,7 +100,13 @@ def _evaluation(file: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read ({error}). Run `cellbridge evaluate` again.") from None
-    return metrics if isinstance(metrics, dict) and metrics.get("kind") == "evaluation" else None
+    if not isinstance(metrics, dict) or metrics.get("kind") != "evaluation":
+        return None
+    if metrics.get("format") != _FORMAT:
+        raise RunError(
+            f"{file}: format {metrics.get('format')!r}, expected {_FORMAT}. Run `cellbridge evaluate` again."
+        )
+    return metrics
 
 
 def _evaluation_view(path: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:

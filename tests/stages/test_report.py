@@ -78,6 +78,7 @@ def evaluation(tmp_path):
         "figures": [{"file": "figures/x-montage.png", "title": "Cells", "caption": "Some."}],
     }
     metrics = {
+        "format": 2,
         "kind": "evaluation",
         "seed": 0,
         "split": "test",
@@ -194,6 +195,13 @@ def test_a_run_without_numbers_is_refused(tmp_path, training):
         run(Config(runs=(tmp_path / "empty",)))
     with pytest.raises(RunError, match="none is an evaluation"):
         run(Config(runs=(training,)))
+
+
+def test_numbers_of_another_format_are_refused(evaluation):
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    (evaluation / "metrics.json").write_text(json.dumps(metrics | {"format": 1}), encoding="utf-8")
+    with pytest.raises(RunError, match=r"metrics\.json: format 1, expected 2"):
+        run(Config(runs=(evaluation,)))
 
 
 def test_a_missing_figure_is_named(evaluation):
