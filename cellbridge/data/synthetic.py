@@ -61,7 +61,7 @@ COMPOUNDS: Mapping[str, Compound] = MappingProxyType(
         "taxol": Compound(nucleus=1.0, mitochondria=0.8, rna=0.9, er=0.6, loss=0.12, ec50_um=0.08),
         "latrunculin": Compound(actin=1.0, nucleus=0.6, er=0.8, mitochondria=0.4, loss=0.06, ec50_um=0.1),
         "rotenone": Compound(mitochondria=1.0, rna=0.4, actin=0.2, loss=0.1, ec50_um=0.1),
-        "tunicamycin": Compound(er=1.0, rna=0.8, nucleus=0.2, loss=0.08, ec50_um=0.5),
+        "tunicamycin": Compound(er=1.0, rna=1.0, nucleus=0.7, loss=0.08, ec50_um=0.5),
     }
 )
 
