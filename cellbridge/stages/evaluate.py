@@ -33,8 +33,6 @@ FORMAT = 2
 _STORES = ("translated", "reference", "truth")
 _STANDARD_CELLS = 1000
 """Training cells that the extractor's features are standardised on, at most."""
-_SHOWN, _MONTAGE = 6, 12
-"""Cells in the pictures of the same cells, and in a row of the montage."""
 
 
 class Config(Section):
@@ -311,6 +309,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Score one target and draw its figures."""
     from cellbridge.arms import arms_of, draws_of, truth_of
+    from cellbridge.figures import cell_pictures, save_panels
     from cellbridge.metrics.scorecard import Judge, score_target
     from cellbridge.metrics.verdict import judge
 
@@ -331,6 +330,7 @@ def _evaluate(
     models = [arm for arm in arms if arm.kind == "model"]
     words = {"target": target, "control": comparison.source, "separable": separable}
     noise, noise_panels = _noise(config, stores, comparison)
+    panels = cell_pictures(reference, comparison, arms, extractor=judges["extractors"][0])
     return {
         "target": target,
         "source": comparison.source,
@@ -348,7 +348,7 @@ def _evaluate(
         "noise": noise,
         "nuclei": _nuclei(stores, comparison, arms),
         "notes": notes,
-        "figures": _save({**_pictures(reference, judges, comparison, arms), **noise_panels}, figures, target=target),
+        "figures": save_panels({**panels, **noise_panels}, figures, target=target),
     }
 
 
@@ -419,52 +419,3 @@ def _nuclei(stores: "Mapping[str, Store]", comparison: "Comparison", arms: "list
         for key, found in images.items()
         if key.startswith("model:") or key == "counterfactual"
     }
-
-
-def _pictures(
-    reference: "Store", judges: Mapping[str, Any], comparison: "Comparison", arms: "list[Arm]"
-) -> "dict[str, Panel]":
-    import torch
-
-    from cellbridge.metrics.features import extract
-    from cellbridge.plots.panels import cell_panels
-
-    by_key = {arm.key: arm for arm in arms}
-    models = [arm for arm in arms if arm.kind == "model"]
-    shown = _spread(len(comparison.sources), _MONTAGE)
-    paired = {comparison.source: by_key["copy"].images[shown].numpy()}
-    paired |= {arm.name: arm.images[shown].numpy() for arm in models}
-    unpaired = {by_key[key].name: by_key[key].images[shown].numpy() for key in ("shift", "denoised") if key in by_key}
-    if "counterfactual" in by_key:
-        paired["counterfactual"] = by_key["counterfactual"].images[shown].numpy()
-    if "real" in by_key:
-        real = by_key["real"].images
-        unpaired[f"real {comparison.target}"] = real[_spread(len(real), _MONTAGE)].numpy()
-    if "real" in by_key and "counterfactual" not in by_key:
-        made, seen = (extract(judges["extractors"][0], part) for part in (models[0].images[shown], real))
-        to = "" if len(models) == 1 else " to the first"
-        paired[f"nearest real {comparison.target}{to}"] = real[torch.cdist(made, seen).argmin(dim=1)].numpy()
-    titles = [str(cell) for cell in reference.obs.index[comparison.sources[shown[:_SHOWN]]]]
-    return cell_panels(paired, unpaired, reference.info.channels, titles=titles, pixel_um=reference.info.pixel_um)
-
-
-def _spread(n: int, wanted: int) -> "np.ndarray":
-    """Return positions spread evenly over n, first of all every second of them, so that a short row is spread, too."""
-    import numpy as np
-
-    even = np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(int))
-    return np.concatenate([even[::2], even[1::2]])
-
-
-def _save(panels: "Mapping[str, Panel]", directory: Path, *, target: str) -> list[dict[str, str]]:
-    from cellbridge.conditions import Condition
-
-    directory.mkdir(parents=True, exist_ok=True)
-    saved = []
-    for name, panel in panels.items():
-        file = f"{Condition.parse(target).slug}-{name}.png"
-        figure = panel.axes.get_figure(root=True)
-        assert figure is not None
-        figure.savefig(directory / file, dpi=170, bbox_inches="tight", pad_inches=0.06)
-        saved.append({"file": f"figures/{file}", "title": panel.title, "caption": panel.caption})
-    return saved
