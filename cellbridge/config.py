@@ -209,6 +209,8 @@ def validate(
                 f'{source}: "{where}" is required. Give it in the file, or as --set {where}=VALUE.'
             ) from None
         message = first["msg"].removeprefix("Value error, ")
+        if not path:
+            raise ConfigError(f"{source}: {message}.") from None
         text = _at(written, first["loc"])
         remedy = f' Quote it: "{text}".' if first["type"] == "string_type" and isinstance(text, str) else ""
         raise ConfigError(f'{source}: "{where}" = {first["input"]!r}: {message}.{remedy}') from None

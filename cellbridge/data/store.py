@@ -342,5 +342,6 @@ def _among(values: "pd.Series | np.ndarray", wanted: Iterable[str], *, what: str
     unknown = next((name for name in names if name not in known), None)
     if unknown is not None:
         kind = ConditionError if what == "condition" else StoreError
-        raise kind(f'{path}: {what} "{unknown}" is not in the store.{did_you_mean(str(unknown), known)}')
+        cure = " Hold cells out with `prepare --set split=…`, then train again." if what == "split" else ""
+        raise kind(f'{path}: {what} "{unknown}" is not in the store.{did_you_mean(str(unknown), known)}{cure}')
     return np.isin(found, np.array(names, dtype=object))
