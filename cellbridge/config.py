@@ -109,12 +109,21 @@ class TrainingConfig(Section):
     ema_decay: float = Field(default=0.999, ge=0.0, lt=1.0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast where it pays (a GPU with bf16, or a CPU with native bf16 arithmetic)."""
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune", "regional"] = "none"
+    """Modes of `torch.compile` on the whole network; `regional` compiles its repeated blocks, which takes a fraction of the time."""
     channels_last: bool = False
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time, the same numbers."""
     seed: int = 0
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 500
     keep_last: PositiveInt = 2
+    async_checkpoints: bool = True
+    """Write checkpoints beside training, which waits only for the copy in memory."""
+    profile: bool = False
+    """Write a profiler trace of a few steps under `profile/`, for TensorBoard or Perfetto."""
+    trackers: tuple[str, ...] = ()
+    """Trackers of accelerate (wandb, mlflow, trackio …) that get every logged value, beside events.jsonl and TensorBoard."""
     sample_every: int = Field(default=0, ge=0)
     """Steps between sample grids; 0 draws one at the end only."""
 

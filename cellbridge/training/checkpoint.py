@@ -28,7 +28,19 @@ from cellbridge.runs import MANIFEST, RunDir, discard_directory, publish_directo
 
 Resume = Literal["auto", "never"] | Path
 
-_HARMLESS = ("log_every", "checkpoint_every", "keep_last", "sample_every", "compile", "channels_last")
+_HARMLESS = (
+    "accumulation",
+    "log_every",
+    "checkpoint_every",
+    "keep_last",
+    "async_checkpoints",
+    "sample_every",
+    "compile",
+    "channels_last",
+    "gradient_checkpointing",
+    "profile",
+    "trackers",
+)
 
 
 @dataclass(frozen=True)
