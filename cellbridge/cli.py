@@ -188,7 +188,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for command in COMMANDS:
-        sub = subparsers.add_parser(command.name, help=command.help, description=f"{command.help}.".capitalize())
+        sub = subparsers.add_parser(
+            command.name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.stage = command.module
         for option in command.positional:
             sub.add_argument(option.flag, help=option.help, nargs="+" if option.many else None)
         for option in command.options:
@@ -206,13 +212,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with the nearest command's name for one that does not exist."""
+    """argparse, with the settings of a stage in its help, and the nearest command's name for one that does not exist."""
+
+    stage: str | None = None
+
+    def format_help(self) -> str:
+        """List the settings too; a stage is imported for its own help alone."""
+        if self.stage is not None:
+            self.epilog = _settings_text(self.stage)
+        return super().format_help()
 
     def error(self, message: str) -> Any:
         if "invalid choice" in message and "COMMAND" in message:
             found = message.split("invalid choice: '", 1)[-1].split("'", 1)[0]
             message = f'there is no command "{found}".{did_you_mean(found, (c.name for c in COMMANDS))}'
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _settings_text(stage: str) -> str:
+    from cellbridge.config import settings
+
+    rows = settings(importlib.import_module(f"cellbridge.stages.{stage}").Config)
+    lines = [f"  {key} = {default}" + (f"\n      {text}" if text else "") for key, default, text in rows]
+    return "settings (--set A.B=C, or in the YAML of --config):\n" + "\n".join(lines)
 
 
 def _destination(option: Option) -> str:

@@ -27,7 +27,7 @@ from cellbridge.errors import ConfigError, did_you_mean
 class Section(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -321,3 +321,19 @@ def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         node = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
     return list(getattr(node, "model_fields", {}))
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
+    """Return (dotted key, default, what it is) of every setting, sections opened, in the order of the code."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            changed = field.default.model_dump(mode="json") if isinstance(field.default, BaseModel) else {}
+            inner = settings(section, f"{prefix}{name}.")
+            given = {f"{prefix}{name}.{key}": json.dumps(value) for key, value in changed.items()}
+            rows += [(key, given.get(key, default), text) for key, default, text in inner]
+            continue
+        default = "required" if field.is_required() else json.dumps(field.get_default(), default=str)
+        rows.append((prefix + name, default, " ".join((field.description or "").split())))
+    return rows

@@ -43,6 +43,13 @@ def test_every_command_has_a_page_of_help(command: str, capsys: pytest.CaptureFi
     assert "--config" in capsys.readouterr().out
 
 
+def test_help_of_a_command_lists_its_settings_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert heavy_modules("pretrain", "--help") == set()
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    assert "training.learning_rate = 0.001" in capsys.readouterr().out
+
+
 def test_an_error_is_one_line_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--store", "absent.zarr", "--out", "absent"]) == 2
     error = capsys.readouterr().err

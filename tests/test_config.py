@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from cellbridge.config import AdapterConfig, NetworkConfig, Section, TrainingConfig, dump, load
+from cellbridge.config import AdapterConfig, NetworkConfig, Section, TrainingConfig, dump, load, settings
 from cellbridge.errors import ConfigError
 
 
@@ -100,3 +100,15 @@ def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it() -> None
 def test_an_adapter_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="targets"):
         load(AdapterConfig, overrides=["targets=[]"])
+
+
+def test_every_setting_is_listed_with_its_default_and_its_description():
+    class Part(Section):
+        width: int = 3
+        """How wide."""
+
+    class Whole(Section):
+        store: Path
+        part: Part = Part(width=5)
+
+    assert settings(Whole) == [("store", "required", ""), ("part.width", "5", "How wide.")]
