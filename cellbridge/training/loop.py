@@ -130,7 +130,7 @@ def _step(training: Training) -> None:
             output = training.loss(training.network, batch)
         (output.loss / config.accumulation).backward()
         total += output.loss.detach() / config.accumulation
-        training.window.add_monitors(output.monitors)
+        training.window.add_monitors(output.monitors, minima=output.minima, maxima=output.maxima)
     parameters = list(training.parameters.values())
     if accelerator.num_processes > 1:
         _sum_gradients(parameters, training)
@@ -185,7 +185,7 @@ def _require_finite(training: Training) -> None:
 
 def _values(training: Training) -> dict[str, float]:
     """Return what is logged, and begin a new window."""
-    values = training.window.means(training.sum_over_processes)
+    values = training.window.values(training.sum_over_processes, training.largest_over_processes)
     values["learning_rate"] = optim.learning_rate(training.step, training.config)
     values |= training.clock.read() | {"memory_gib": peak_memory_gib(training.device)}
     training.window.reset()

@@ -2,14 +2,60 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over processes; the identity for one process."""
+"""Combines a tensor over processes, elementwise: its sum, or its largest; the identity for one process."""
+
+
+class Tally:
+    """Figures by name; those of a micro-batch are combined with those held in one step for all names.
+
+    Parameters
+    ----------
+    combine : (held, new) → held, elementwise.
+    neutral : the figure that changes nothing; it stands for a name that a micro-batch does not give.
+    width : tensors per name.
+    """
+
+    def __init__(self, combine: Callable[[Tensor, Tensor], Tensor], *, neutral: float, width: int):
+        self._combine, self._neutral, self._width = combine, neutral, width
+        self.clear()
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self._names: list[str] = []
+        self._held: Tensor | None = None
+
+    def add(self, new: Mapping[str, Sequence[Tensor]]) -> None:
+        """Combine with what is held; by name, `width` 0-dimensional tensors of one device."""
+        if not new:
+            return
+        names = self._names + [name for name in new if name not in self._names]
+        spare = [torch.full((), self._neutral, device=next(iter(new.values()))[0].device)] * self._width
+        flat = [tensor.detach().float() for name in names for tensor in new.get(name, spare)]
+        rows = torch.stack(flat).view(len(names), self._width)
+        if self._held is not None:
+            rows[: len(self._names)] = self._combine(self._held, rows[: len(self._names)])
+        self._names, self._held = names, rows
+
+    def read(self, reduce: Reduce) -> dict[str, list[float]]:
+        """Return each name's figures, combined over processes; waits for the device."""
+        return {} if self._held is None else dict(zip(self._names, reduce(self._held).tolist(), strict=True))
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Return each name's figures, (width,), under the prefixed name."""
+        return {} if self._held is None else dict(zip([prefix + name for name in self._names], self._held, strict=True))
+
+    def load(self, tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> None:
+        """Hold what `tensors` returned, in its order or any other."""
+        found = {name.removeprefix(prefix): row.to(device) for name, row in tensors.items() if name.startswith(prefix)}
+        self._names = list(found)
+        self._held = torch.stack(list(found.values())) if found else None
 
 
 class Window:
@@ -25,16 +71,21 @@ class Window:
         self.steps = 0
         self._losses = torch.zeros(capacity, device=device)
         self._norms = torch.zeros(capacity, device=device)
-        self._sums: dict[str, Tensor] = {}
+        self._sums = Tally(torch.add, neutral=0.0, width=2)
+        self._minima = Tally(torch.minimum, neutral=math.inf, width=1)
+        self._maxima = Tally(torch.maximum, neutral=-math.inf, width=1)
 
-    def add_monitors(self, monitors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Add (sum, count) pairs, by name, of one micro-batch."""
-        for name, (total, count) in monitors.items():
-            pair = torch.stack((total.detach().float(), count.detach().float()))
-            if name in self._sums:
-                self._sums[name] += pair
-            else:
-                self._sums[name] = pair
+    def add_monitors(
+        self,
+        means: Mapping[str, tuple[Tensor, Tensor]],
+        *,
+        minima: Mapping[str, Tensor] | None = None,
+        maxima: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Add one micro-batch's (sum, count) pairs, smallest and largest values, by name."""
+        self._sums.add(means)
+        self._minima.add({name: (value,) for name, value in (minima or {}).items()})
+        self._maxima.add({name: (value,) for name, value in (maxima or {}).items()})
 
     def close_step(self, loss: Tensor, gradient_norm: Tensor) -> None:
         """Record the loss and gradient norm (0-dimensional, on the device) of one optimiser step."""
@@ -51,26 +102,34 @@ class Window:
                     return index, kind
         return None
 
-    def means(self, reduce: Reduce) -> dict[str, float]:
-        """Return the mean loss and gradient norm over steps, and each monitor's sum over its count; waits for the device."""
+    def values(self, total: Reduce, largest: Reduce) -> dict[str, float]:
+        """Return the mean loss and gradient norm over steps, each monitor's sum over its count, and the extrema; waits for the device.
+
+        Parameters
+        ----------
+        total, largest : the sum and the largest over processes.
+        """
         if not self.steps:
             return {}
-        losses = reduce(self._losses[: self.steps]).mean()
-        rows = [torch.stack((losses, self._norms[: self.steps].mean()))]
-        rows += [reduce(pair) for pair in self._sums.values()]
-        (loss, norm), *pairs = torch.stack(rows).tolist()
-        named = zip(self._sums, pairs, strict=True)
-        return {"loss": loss, "gradient_norm": norm} | {name: s / n for name, (s, n) in named if n > 0}
+        losses = total(self._losses[: self.steps]).mean()
+        loss, norm = torch.stack((losses, self._norms[: self.steps].mean())).tolist()
+        sums, maxima = self._sums.read(total), self._maxima.read(largest)
+        minima = self._minima.read(lambda values: -largest(-values))
+        means = {name: value / count for name, (value, count) in sums.items() if count > 0}
+        return {"loss": loss, "gradient_norm": norm} | means | {n: v for n, (v,) in (minima | maxima).items()}
 
     def reset(self) -> None:
         """Begin a new window."""
         self.steps = 0
-        self._sums = {}
+        for _, tally in self._tallies():
+            tally.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the window's content, so that a resumed run logs what the uninterrupted one does."""
-        sums = {f"monitors/{name}": pair for name, pair in self._sums.items()}
-        return {"losses": self._losses[: self.steps], "gradient_norms": self._norms[: self.steps], **sums}
+        held = {"losses": self._losses[: self.steps], "gradient_norms": self._norms[: self.steps]}
+        for prefix, tally in self._tallies():
+            held |= tally.tensors(prefix)
+        return held
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` returned."""
@@ -79,8 +138,11 @@ class Window:
         spare = torch.zeros(len(self._losses), device=device)
         self._losses = torch.cat((tensors["losses"].to(device), spare))
         self._norms = torch.cat((tensors["gradient_norms"].to(device), spare))
-        names = [name.removeprefix("monitors/") for name in tensors if name.startswith("monitors/")]
-        self._sums = {name: tensors[f"monitors/{name}"].to(device) for name in names}
+        for prefix, tally in self._tallies():
+            tally.load(tensors, prefix, device)
+
+    def _tallies(self) -> tuple[tuple[str, Tally], ...]:
+        return ("monitors/", self._sums), ("minima/", self._minima), ("maxima/", self._maxima)
 
 
 class Clock:

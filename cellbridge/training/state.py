@@ -29,10 +29,13 @@ class LossOutput:
     ----------
     loss : 0-dimensional, the mean over the micro-batch.
     monitors : name → (sum, count), both 0-dimensional on the device; logged as sum over count since the last log step.
+    minima, maxima : name → 0-dimensional, on the device; logged as the smallest and the largest since the last log step.
     """
 
     loss: Tensor
     monitors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    minima: Mapping[str, Tensor] = field(default_factory=dict)
+    maxima: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Loss = Callable[[nn.Module, Any], LossOutput]
@@ -70,6 +73,13 @@ class Training:
             return tensor
         total: Tensor = self.accelerator.reduce(tensor.clone(), reduction="sum")
         return total
+
+    def largest_over_processes(self, tensor: Tensor) -> Tensor:
+        """Return, elementwise, the largest of every process's tensor; the tensor itself where there is one process."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        everyone: Tensor = self.accelerator.gather(tensor[None])
+        return everyone.amax(0)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what is trained, and the buffers that a network may update by itself."""
