@@ -69,7 +69,7 @@ def fit_denoiser(
 ) -> Finished:
     """Train a backbone on the diffusion loss, showing progress, and draw a labelled grid of samples at the end.
 
-    Noise, times and hidden conditions are functions of (seed, step, micro-batch), as the order of the data is. Configuration and
+    Noise, times and hidden conditions are functions of (seed, step), as the order of the data is. Configuration and
     provenance are written once the run directory is held and a checkpoint to resume from was found to fit.
 
     Parameters
@@ -80,7 +80,12 @@ def fit_denoiser(
     training, device = config.training, source.data.device
     schedule = make_schedule(card.schedule.kind, card.schedule.steps).to(device)
     batches = noised_batches(
-        source, steps=schedule.steps, seed=training.seed, condition_dropout=config.condition_dropout, device=device
+        source,
+        steps=schedule.steps,
+        seed=training.seed,
+        condition_dropout=config.condition_dropout,
+        device=device,
+        accumulation=source.accumulation,
     )
     sums = {name: fingerprint(path) for name, path in inputs.items()}
     events = fit(

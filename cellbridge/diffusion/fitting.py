@@ -13,6 +13,7 @@ from cellbridge.diffusion.schedule import Schedule
 from cellbridge.diffusion.timesteps import TrainingDraw, training_draw
 from cellbridge.runtime import generator
 from cellbridge.training.loop import LossOutput
+from cellbridge.training.slicing import sliced
 from cellbridge.typing import Images, Labels
 
 
@@ -42,22 +43,37 @@ def noised_batches(
     seed: int,
     condition_dropout: float,
     device: torch.device,
+    accumulation: int = 1,
 ) -> Callable[[int, int], Noised]:
     """Return (step, micro-batch) → batch with times, noise and hidden conditions: a pure function, as `source` is.
+
+    The chance of a step is drawn for the whole of it, a function of (seed, step) alone, and handed out in parts, so that
+    the numbers do not depend on how many micro-batches the step is cut into.
 
     Parameters
     ----------
     steps : T of the schedule.
     condition_dropout : probability that an image is shown without its condition (row 0).
+    accumulation : micro-batches that `source` cuts a step into.
     """
+    drawn: tuple[int, TrainingDraw] | None = None
+
+    def whole(step: int) -> TrainingDraw:
+        parts = [source(step, micro) for micro in range(accumulation)]
+        images, labels = parts[0].images, parts[0].labels
+        if accumulation > 1:
+            images, labels = torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts])
+        # The 0 stood for the micro-batch once; so trainings that have one keep their numbers.
+        chance = generator(device, "diffusion", seed, step, 0)
+        return training_draw(images, labels, steps=steps, generator=chance, condition_dropout=condition_dropout)
 
     def batches(step: int, micro: int) -> Noised:
+        nonlocal drawn
         batch = source(step, micro)
-        chance = generator(device, "diffusion", seed, step, micro)
-        draw = training_draw(
-            batch.images, batch.labels, steps=steps, generator=chance, condition_dropout=condition_dropout
-        )
-        return Noised(batch, draw)
+        if drawn is None or drawn[0] != step:
+            drawn = (step, whole(step))
+        size = len(batch.images)
+        return Noised(batch, sliced(drawn[1], slice(micro * size, (micro + 1) * size)))
 
     return batches
 

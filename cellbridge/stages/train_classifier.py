@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from cellbridge.data.dataset import BatchSource
     from cellbridge.data.store import Store
     from cellbridge.networks.classifier import Classifier
     from cellbridge.training.loop import Batches, LossOutput
@@ -202,8 +203,8 @@ def _cross_entropy(network: "torch.nn.Module", batch: Any) -> "LossOutput":
     return LossOutput((losses * batch.weights).mean(), {"accuracy": (hits.sum(), count)})
 
 
-def _jittered(source: "Batches", config: Config) -> "Batches":
-    """Vary gain and offset of each channel, as plates do: y = (x + 1) exp(a) + b - 1, a and b normal, by (seed, step, micro-batch)."""
+def _jittered(source: "BatchSource", config: Config) -> "Batches":
+    """Vary gain and offset of each channel, as plates do: y = (x + 1) exp(a) + b - 1, a and b normal, by (seed, step, position in the step)."""
     from dataclasses import replace
 
     import torch
@@ -213,8 +214,11 @@ def _jittered(source: "Batches", config: Config) -> "Batches":
     def batches(step: int, micro: int) -> Any:
         batch = source(step, micro)
         images = batch.images
-        draw = generator(images.device, "intensity jitter", config.training.seed, step, micro)
-        normal = torch.randn((2, *images.shape[:2], 1, 1), generator=draw, device=images.device)
+        size, channels = images.shape[:2]
+        # The 0 stood for the micro-batch once; so trainings that have one keep their numbers.
+        draw = generator(images.device, "intensity jitter", config.training.seed, step, 0)
+        normal = torch.randn((2, source.batch_size, channels, 1, 1), generator=draw, device=images.device)
+        normal = normal[:, micro * size : (micro + 1) * size]
         gain, offset = (config.gain_jitter * normal[0]).exp(), config.offset_jitter * normal[1]
         return replace(batch, images=(images + 1) * gain + offset - 1)
 

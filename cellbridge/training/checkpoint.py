@@ -183,11 +183,14 @@ def resolve(run: RunDir, resume: Resume) -> Resumption:
 def require_same(snapshot: Snapshot, *, settings: Mapping[str, Any], identity: Mapping[str, str], path: Path) -> None:
     """Refuse a checkpoint that was made with other data, another base or other settings, naming each difference.
 
+    Settings that were binding once and are free now do not count.
+
     Raises
     ------
     RunError : anything that decides the weights has changed.
     """
-    saved, now = {**snapshot.identity, **snapshot.settings}, {**identity, **settings}
+    then = {key: value for key, value in snapshot.settings.items() if key not in _HARMLESS}
+    saved, now = {**snapshot.identity, **then}, {**identity, **settings}
     changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
     if changed:
         differences = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed)
