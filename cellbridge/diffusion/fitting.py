@@ -92,6 +92,6 @@ def denoising_loss(schedule: Schedule, prediction: Prediction) -> Callable[[nn.M
             epsilon=noised.draw.epsilon,
             weights=noised.batch.weights,
         )
-        return LossOutput(found.loss, found.monitors)
+        return LossOutput(found.loss, found.monitors, found.minima, found.maxima)
 
     return loss

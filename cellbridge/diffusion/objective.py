@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from cellbridge.diffusion.monitors import band_monitors, channel_extrema, loss_figures, range_figures
 from cellbridge.diffusion.prediction import Prediction, target
 from cellbridge.diffusion.schedule import Schedule
 from cellbridge.typing import Images, Labels, Times
-
-BANDS = 10
-"""Timestep deciles that the loss is watched in."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +19,14 @@ class DiffusionLoss:
     loss : scalar to differentiate: the mean over images of weight times loss.
     per_image : (batch,), without the weights.
     monitors : name → (sum, count), detached scalars; a monitor's value is the ratio of the sums over steps.
+    minima, maxima : name → detached scalar, of the predicted image by channel.
     """
 
     loss: Tensor
     per_image: Tensor
     monitors: dict[str, tuple[Tensor, Tensor]]
+    minima: dict[str, Tensor]
+    maxima: dict[str, Tensor]
 
 
 def diffusion_loss(
@@ -56,22 +56,12 @@ def diffusion_loss(
     Ho et al. 2020, arXiv:2006.11239, eq. 14; Salimans & Ho 2022, arXiv:2202.00512 (v).
     """
     alpha, sigma = schedule.coefficients(t, x_0)
-    output = network(alpha * x_0 + sigma * epsilon, t, class_labels=labels, return_dict=False)[0].to(x_0.dtype)
+    x_t = alpha * x_0 + sigma * epsilon
+    output = network(x_t, t, class_labels=labels, return_dict=False)[0].to(x_0.dtype)
     wanted = target(prediction, x_0, epsilon, alpha=alpha, sigma=sigma)
     per_image = (output - wanted).square().flatten(1).mean(1)
     loss = per_image.mean() if weights is None else (weights * per_image).mean()
-    return DiffusionLoss(loss, per_image, band_monitors(per_image.detach(), t, steps=schedule.steps))
-
-
-def band_monitors(per_image: Tensor, t: Times, *, steps: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return `loss/t0` … `loss/t9` and `log_loss/t0` …: sums and counts of each decile of t, without waiting for the device.
-
-    The logarithm is taken per image, so that the few hard images of a band do not hide the many.
-    """
-    band = ((t + 1) * (BANDS / steps)).ceil().long().sub(1).clamp(0, BANDS - 1)
-    empty = torch.zeros(BANDS, dtype=per_image.dtype, device=per_image.device)
-    counts = empty.index_add(0, band, torch.ones_like(per_image))
-    losses = empty.index_add(0, band, per_image)
-    logs = empty.index_add(0, band, per_image.clamp_min(torch.finfo(per_image.dtype).tiny).log())
-    monitors = {f"loss/t{i}": (losses[i], counts[i]) for i in range(BANDS)}
-    return monitors | {f"log_loss/t{i}": (logs[i], counts[i]) for i in range(BANDS)}
+    ranges = range_figures(prediction, output.detach(), x_t, alpha=alpha, sigma=sigma)
+    figures = loss_figures(per_image.detach()) | {"x_0/outside": ranges.outside, "epsilon/std": ranges.epsilon_std}
+    minima, maxima = channel_extrema(ranges)
+    return DiffusionLoss(loss, per_image, band_monitors(figures, t, steps=schedule.steps), minima, maxima)
