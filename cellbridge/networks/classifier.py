@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from cellbridge.errors import CheckpointError, ModelError
 from cellbridge.typing import Images
@@ -44,6 +45,9 @@ class Classifier(nn.Module):
     arXiv:1803.08494 (unlike batch norm, a cell's features do not depend on its batch).
     """
 
+    _repeated_blocks = ("_Block",)
+    """Classes that regional compilation compiles, declared as diffusers' networks do."""
+
     def __init__(self, *, channels: int, conditions: int, widths: tuple[int, ...] = (16, 32, 64, 64)):
         super().__init__()
         if not widths or any(width % _CHANNELS_PER_GROUP for width in widths):
@@ -53,18 +57,34 @@ class Classifier(nn.Module):
         self.blocks = nn.ModuleList(_Block(width) for width in widths)
         self.halvings = nn.ModuleList(nn.Conv2d(n, m, 3, stride=2, padding=1) for n, m in pairwise(widths))
         self.head = nn.Linear(widths[-1], conditions)
+        self._recomputes = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only what goes into each block, and recompute its inside in the backward pass."""
+        self._recomputes = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep every activation again."""
+        self._recomputes = False
 
     def features(self, images: Images) -> Tensor:
         """Return the penultimate features of images in [-1, 1]: (batch, widths[-1])."""
-        stream = self.blocks[0](self.stem(images))
+        stream = self._through(self.blocks[0], self.stem(images))
         for halve, block in zip(self.halvings, self.blocks[1:], strict=True):
-            stream = block(halve(stream))
+            stream = self._through(block, halve(stream))
         return functional.silu(stream).mean(dim=(2, 3))
 
     def forward(self, images: Images) -> Tensor:
         """Return logits: (batch, condition)."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+    def _through(self, block: nn.Module, stream: Tensor) -> Tensor:
+        if self._recomputes and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(block, stream, use_reentrant=False)
+            return recomputed
+        result: Tensor = block(stream)
+        return result
 
 
 class _Block(nn.Module):

@@ -65,7 +65,7 @@ def build_unet(config: NetworkConfig, *, channels: int, size_px: int, conditions
         num_class_embeds=conditions,
     )
     nn.init.normal_(network.class_embedding.weight, std=config.embedding_std)
-    return network
+    return _with_repeated_blocks(network)
 
 
 def save_base(
@@ -120,7 +120,7 @@ def load_unet(directory: Path) -> "UNet2DModel":
         raise ModelError(f"{directory}: is no readable UNet2DModel folder (config.json, {WEIGHTS}): {reason}") from None
     require_same_keys(weights, dict(network.state_dict()), source=str(directory / WEIGHTS))
     network.load_state_dict(weights)
-    return network
+    return _with_repeated_blocks(network)
 
 
 def require_same_keys(found: dict[str, Tensor], expected: dict[str, Tensor], *, source: str) -> None:
@@ -143,6 +143,12 @@ def require_same_keys(found: dict[str, Tensor], expected: dict[str, Tensor], *, 
                 f'{source}: the weight "{name}" has shape {tuple(found[name].shape)}, '
                 f"the network expects {tuple(expected[name].shape)}. The weights belong to another network."
             )
+
+
+def _with_repeated_blocks(network: "UNet2DModel") -> "UNet2DModel":
+    """Name the classes that regional compilation compiles; diffusers leaves the list of `UNet2DModel` empty."""
+    network._repeated_blocks = ["ResnetBlock2D", "Attention"]
+    return network
 
 
 def _check_levels(config: NetworkConfig, *, size_px: int) -> None:

@@ -22,7 +22,9 @@ from cellbridge.training import checkpoint as checkpoints
 from cellbridge.training import ema as averaging
 from cellbridge.training import optim
 from cellbridge.training.checkpoint import Resume
+from cellbridge.training.compilation import begin_micro_batch, begin_step, compiled
 from cellbridge.training.events import Event, Finished, Logged, SampleDue, Saved, Started
+from cellbridge.training.recomputation import recomputing
 from cellbridge.training.signals import StopRequest, stop_requests
 from cellbridge.training.state import Batches, Loss, LossOutput, Training, last_good, prepare, restore, save
 
@@ -82,6 +84,9 @@ def fit(
         training = prepare(
             module, loss, batches, config=config, run=run, identity=identity, accelerator=accelerator, device=device
         )
+        training.network = stack.enter_context(compiled(module, config.compile, device=device))
+        if config.gradient_checkpointing:
+            stack.enter_context(recomputing(module))
         if found.snapshot is not None and found.path is not None:
             restore(training, found.snapshot, found.path)
         with stop_requests() as request:
@@ -121,11 +126,13 @@ def _train(training: Training, request: StopRequest) -> Iterator[Event]:
 def _step(training: Training) -> None:
     config, accelerator, clock = training.config, training.accelerator, training.clock
     total = torch.zeros((), device=training.device)
+    begin_step(config.compile, training.device, training.parameters.values())
     for micro in range(accelerator.process_index, config.accumulation, accelerator.num_processes):
         seed = derive_seed("training step", config.seed, training.step, micro)
         with clock.waiting_for_data():
             batch = training.batches(training.step, micro)
         seed_default_generators(seed, training.device)
+        begin_micro_batch(config.compile, training.device)
         with autocast(training.device, training.dtype):
             output = training.loss(training.network, batch)
         (output.loss / config.accumulation).backward()

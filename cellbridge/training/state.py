@@ -120,7 +120,7 @@ def prepare(
         broadcast([p.data for p in parameters.values()])
     return Training(
         module=module,
-        network=_compiled(module, config),
+        network=module,
         loss=loss,
         batches=batches,
         config=config,
@@ -135,13 +135,6 @@ def prepare(
         window=Window(config.log_every, device),
         clock=Clock(),
     )
-
-
-def _compiled(module: nn.Module, config: TrainingConfig) -> nn.Module:
-    if config.compile == "none":
-        return module
-    compiled: Any = torch.compile(module, mode=None if config.compile == "default" else config.compile)
-    return compiled
 
 
 def save(training: Training) -> Path:
