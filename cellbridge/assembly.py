@@ -23,7 +23,7 @@ from cellbridge.config import (
 from cellbridge.data.store import StoreInfo
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
 from cellbridge.diffusion.guidance import ClassifierFreeGuidance
-from cellbridge.diffusion.schedule import Schedule, make_schedule
+from cellbridge.diffusion.schedule import Schedule, beta_range, make_schedule
 from cellbridge.errors import CheckpointError, ConditionError, ModelError, did_you_mean
 from cellbridge.networks.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
 from cellbridge.networks.classifier import Classifier, load_classifier_directory
@@ -98,6 +98,23 @@ class Base:
         return NetworkDenoiser(network or self.network, self.schedule, self.card.schedule.prediction)
 
 
+def build_schedule(config: ScheduleConfig) -> Schedule:
+    """Build the noise schedule, on the CPU."""
+    return make_schedule(
+        config.kind,
+        config.steps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        zero_terminal_snr=config.zero_terminal_snr,
+    )
+
+
+def _betas(config: ScheduleConfig) -> tuple[float, float] | None:
+    if config.kind == "cosine":
+        return None
+    return beta_range(config.kind, config.steps, beta_start=config.beta_start, beta_end=config.beta_end)
+
+
 def base_rows(conditions: Sequence[str]) -> tuple[str, ...]:
     """Return the embedding rows of a base: unconditional, the conditions (control first), and one that an adapter takes."""
     return ("", *conditions, SPARE)
@@ -144,7 +161,13 @@ def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], 
     averaged.load_state_dict(dict(ema), strict=False)  # the buffers are not averaged
     with publish_directory(run.model, manifest={"kind": card.kind}) as directory:
         save_base(
-            averaged, directory, kind=card.schedule.kind, steps=card.schedule.steps, prediction=card.schedule.prediction
+            averaged,
+            directory,
+            kind=card.schedule.kind,
+            steps=card.schedule.steps,
+            prediction=card.schedule.prediction,
+            betas=_betas(card.schedule),
+            zero_terminal_snr=card.schedule.zero_terminal_snr,
         )
         write_text(directory / CARD, card.model_dump_json(indent=2) + "\n")
 
@@ -159,7 +182,7 @@ def load_base(path: Path, *, device: torch.device | str = "cpu") -> Base:
     directory = RunDir(path).require_model()
     card = read_card(directory, kind="base")
     network = load_unet(directory / "unet").to(device).eval().requires_grad_(False)
-    return Base(network, card, fingerprint(path), make_schedule(card.schedule.kind, card.schedule.steps).to(device))
+    return Base(network, card, fingerprint(path), build_schedule(card.schedule).to(device))
 
 
 def adapter_card(

@@ -64,9 +64,26 @@ class NetworkConfig(Section):
 class ScheduleConfig(Section):
     """The noise schedule and what the network predicts."""
 
-    kind: Literal["cosine", "linear"] = "cosine"
+    kind: Literal["cosine", "linear", "scaled_linear"] = "cosine"
     steps: PositiveInt = 1000
     prediction: Literal["v", "epsilon", "x_0"] = "v"
+    beta_start: float | None = None
+    """First beta at 1000 steps: by default 1e-4 (linear) or 8.5e-4 (scaled_linear); other numbers of steps scale it."""
+    beta_end: float | None = None
+    """Last beta at 1000 steps: by default 2e-2 (linear) or 1.2e-2 (scaled_linear)."""
+    zero_terminal_snr: bool = False
+    """Leave nothing of the image at the last step, so that sampling starts where training ended; needs v or x_0."""
+    variance: Literal["fixed", "learned_range"] = "fixed"
+    """`learned_range`: the network gives twice the channels, the second half saying how noisy each reverse step is; needs
+    objective.kind hybrid or vlb."""
+
+    @model_validator(mode="after")
+    def _epsilon_needs_signal(self) -> "ScheduleConfig":
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "epsilon says nothing of the image where zero_terminal_snr leaves none; use prediction v or x_0"
+            )
+        return self
 
 
 class SolverConfig(Section):

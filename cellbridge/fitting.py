@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cellbridge.assembly import ModelCard
+from cellbridge.assembly import ModelCard, build_schedule
 from cellbridge.config import DenoiserFitConfig, SolverConfig, binding, dump
 from cellbridge.data.dataset import BatchSource, CellData
 from cellbridge.data.store import Store
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
 from cellbridge.diffusion.fitting import denoising_loss, noised_batches
 from cellbridge.diffusion.samplers import sample
-from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.plots.composite import contrast_limits
 from cellbridge.plots.montage import montage
 from cellbridge.runs import RunDir, begin, fingerprint
@@ -78,7 +77,7 @@ def fit_denoiser(
     shown : the conditions that the sample grid draws.
     """
     training, device = config.training, source.data.device
-    schedule = make_schedule(card.schedule.kind, card.schedule.steps).to(device)
+    schedule = build_schedule(card.schedule).to(device)
     batches = noised_batches(
         source,
         steps=schedule.steps,

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import nn
 
-from cellbridge.diffusion.prediction import Prediction, to_x_0
+from cellbridge.diffusion.prediction import Prediction, require_defined, to_x_0
 from cellbridge.diffusion.schedule import Schedule
 from cellbridge.typing import Images, Labels, Times
 
@@ -37,6 +37,7 @@ class NetworkDenoiser(Denoiser):
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction):
         super().__init__()
+        require_defined(prediction, schedule)
         self.network = network
         self.schedule = schedule
         self.prediction: Prediction = prediction

@@ -12,8 +12,12 @@ from cellbridge.typing import Times
 CLEAN = -1.0
 """The time of the image without any noise, one step below the first step of the schedule."""
 
+Kind = Literal["cosine", "linear", "scaled_linear"]
+
 _COSINE_OFFSET = 0.008
 _LARGEST_BETA = 0.999
+_BETAS = {"linear": (1e-4, 2e-2), "scaled_linear": (8.5e-4, 1.2e-2)}
+"""First and last beta at T = 1000."""
 
 
 class Schedule:
@@ -33,6 +37,7 @@ class Schedule:
         self.alpha_bar = alpha_bar.detach().to("cpu", torch.float64)
         angles = torch.atan2((1 - self.alpha_bar).sqrt(), self.alpha_bar.sqrt())
         self._angles = torch.cat([torch.zeros(1, dtype=torch.float64), angles])
+        self._ends_blank = self.zero_terminal_snr
         self._on_device: dict[torch.device, Tensor] = {self._angles.device: self._angles}
 
     @property
@@ -44,6 +49,17 @@ class Schedule:
     def noisiest(self) -> float:
         """The last time, T - 1."""
         return float(self.steps - 1)
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether nothing of the image is left at T - 1."""
+        return bool(self.alpha_bar[-1] == 0)
+
+    @property
+    def betas(self) -> Tensor:
+        """The share of noise that each step adds, beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}: (T,), float64; the last is 1 at zero terminal SNR."""
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        return 1 - self.alpha_bar / before
 
     def to(self, device: torch.device | str) -> "Schedule":
         """Put the table on `device` ahead of its first use there (which does the same)."""
@@ -60,7 +76,7 @@ class Schedule:
 
     def alpha(self, t: Times) -> Tensor:
         """Return the share of the image in x_t, in the float type of `t`."""
-        return self.angle(t).cos().to(t.dtype)
+        return self._signal(self.angle(t)).to(t.dtype)
 
     def sigma(self, t: Times) -> Tensor:
         """Return the standard deviation of the noise in x_t, in the float type of `t`; exactly 0 at t = -1."""
@@ -73,7 +89,7 @@ class Schedule:
     def coefficients(self, t: Times, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alpha, sigma) in the type of `images`, shaped to multiply them: (batch, 1, 1, 1)."""
         angle = self.angle(t).view(-1, *[1] * (images.ndim - 1))
-        return angle.cos().to(images.dtype), angle.sin().to(images.dtype)
+        return self._signal(angle).to(images.dtype), angle.sin().to(images.dtype)
 
     def time_of_angle(self, angle: Tensor) -> Tensor:
         """Return the time at which arctan(sigma / alpha) is `angle`; the inverse of `angle`, in float64 on the CPU."""
@@ -82,6 +98,11 @@ class Schedule:
         low, high = self._angles[upper - 1], self._angles[upper]
         return upper - 2 + ((wanted - low) / (high - low)).clamp(0, 1)
 
+    def _signal(self, angle: Tensor) -> Tensor:
+        # The cosine of the float nearest to pi / 2 is 6e-17, which epsilon would be divided by in silence.
+        cosine = angle.cos()
+        return cosine.masked_fill(angle >= self._table(angle.device)[-1], 0.0) if self._ends_blank else cosine
+
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._on_device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -89,35 +110,91 @@ class Schedule:
         return self._on_device[device]
 
 
-def make_schedule(kind: Literal["cosine", "linear"], steps: int) -> Schedule:
+def make_schedule(
+    kind: Kind,
+    steps: int,
+    *,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
     """Build a schedule of `steps` steps by name.
 
-    linear: beta from 1e-4 to 2e-2, times 1000 / T. cosine: beta_i = min(1 - f((i + 1) / T) / f(i / T), 0.999) with
-    f(u) = cos^2((u + 0.008) / 1.008 pi / 2).
+    - linear: beta equally spaced from 1e-4 to 2e-2, times 1000 / T.
+    - scaled_linear: sqrt(beta) equally spaced, beta from 8.5e-4 to 1.2e-2, times 1000 / T.
+    - cosine: beta_i = min(1 - f((i + 1) / T) / f(i / T), 0.999) with f(u) = cos^2((u + 0.008) / 1.008 pi / 2).
+
+    Parameters
+    ----------
+    beta_start, beta_end : first and last beta at T = 1000, for the two linear kinds.
+    zero_terminal_snr : let nothing of the image be left at T - 1 (see `with_zero_terminal_snr`).
 
     Raises
     ------
-    ConfigError : the linear schedule has so few steps that a beta reaches 1.
+    ConfigError : betas that do not rise within (0, 1), so few steps that one reaches 1, or betas for the cosine schedule.
 
     References
     ----------
-    Ho et al. 2020, arXiv:2006.11239 (linear); Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17 (cosine).
+    Ho et al. 2020, arXiv:2006.11239 (linear); Rombach et al. 2022, arXiv:2112.10752 (scaled_linear, in their code);
+    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17 (cosine).
     """
-    if kind == "linear":
-        first, last = linear_betas(steps)
-        betas = torch.linspace(first, last, steps, dtype=torch.float64)
-    else:
+    if kind == "cosine":
+        _refuse_betas(beta_start, beta_end)
         edges = torch.arange(steps + 1, dtype=torch.float64) / steps
         signal = ((edges + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * (math.pi / 2)).cos() ** 2
         betas = (1 - signal[1:] / signal[:-1]).clamp(max=_LARGEST_BETA)
-    return Schedule(torch.cumprod(1 - betas, dim=0))
+    else:
+        first, last = beta_range(kind, steps, beta_start=beta_start, beta_end=beta_end)
+        betas = _spaced(kind, first, last, steps)
+    alpha_bar = torch.cumprod(1 - betas, dim=0)
+    return Schedule(with_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar)
 
 
-def linear_betas(steps: int) -> tuple[float, float]:
-    """Return the first and last beta of the linear schedule of `steps` steps."""
-    first, last = 1e-4 * 1000 / steps, 2e-2 * 1000 / steps
-    if last >= 1:
+def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
+    """Shift and scale sqrt(alpha_bar) so that its first value stays and its last becomes 0.
+
+    With a = sqrt(alpha_bar): a'_t = (a_t - a_T) a_0 / (a_0 - a_T). A network that predicts epsilon says nothing of the image where
+    nothing of it is left; see `require_defined`.
+
+    References
+    ----------
+    Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed", arXiv:2305.08891, algorithm 1.
+    """
+    signal = alpha_bar.sqrt()
+    return ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))) ** 2
+
+
+def beta_range(
+    kind: Literal["linear", "scaled_linear"],
+    steps: int,
+    *,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+) -> tuple[float, float]:
+    """Return the first and last beta of a linear schedule of `steps` steps: those of T = 1000, times 1000 / T."""
+    default_start, default_end = _BETAS[kind]
+    start = default_start if beta_start is None else beta_start
+    end = default_end if beta_end is None else beta_end
+    if not 0 < start <= end < 1:
         raise ConfigError(
-            f"schedule.steps = {steps}: the linear schedule needs more than 20 steps. Use 1000, or kind: cosine."
+            f"schedule.beta_start = {start:g} and beta_end = {end:g}: expected 0 < beta_start <= beta_end < 1, "
+            f"such as {default_start:g} and {default_end:g}."
         )
-    return first, last
+    if end * 1000 >= steps:
+        raise ConfigError(
+            f"schedule.steps = {steps}: the {kind} schedule needs more than {math.floor(end * 1000)} steps. Use 1000, or kind: cosine."
+        )
+    return start * 1000 / steps, end * 1000 / steps
+
+
+def _spaced(kind: Kind, first: float, last: float, steps: int) -> Tensor:
+    if kind == "linear":
+        return torch.linspace(first, last, steps, dtype=torch.float64)
+    return torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+
+
+def _refuse_betas(*betas: float | None) -> None:
+    if any(beta is not None for beta in betas):
+        raise ConfigError(
+            "schedule.beta_start and beta_end: the cosine schedule has none. Leave them out, or use kind: linear or scaled_linear."
+        )

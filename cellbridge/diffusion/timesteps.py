@@ -22,7 +22,8 @@ def solver_times(schedule: Schedule, *, steps: int, grid: Grid) -> Tensor:
 
     Raises
     ------
-    ConfigError : fewer than two steps for a grid that puts its first step below t = 0, or none at all.
+    ConfigError : fewer than two steps for a grid that puts its first step below t = 0, or none at all; log_snr where the log-SNR
+        has no end (zero terminal SNR).
     """
     least = 1 if grid == "uniform" else 2
     if steps < least:
@@ -32,6 +33,10 @@ def solver_times(schedule: Schedule, *, steps: int, grid: Grid) -> Tensor:
         return torch.linspace(CLEAN, schedule.noisiest, steps + 1, dtype=torch.float64)
     if grid == "quadratic":
         return torch.cat([clean, schedule.noisiest * torch.linspace(0, 1, steps, dtype=torch.float64) ** 2])
+    if schedule.zero_terminal_snr:
+        raise ConfigError(
+            "solver.grid = log_snr: the log-SNR of a schedule with zero terminal SNR has no end. Use grid: quadratic or uniform."
+        )
     first, last = schedule.log_snr(torch.tensor([0.0, schedule.noisiest], dtype=torch.float64)).tolist()
     log_snr = torch.linspace(first, last, steps, dtype=torch.float64)
     times = schedule.time_of_angle((-log_snr / 2).exp().atan())

@@ -72,9 +72,11 @@ def save_base(
     network: nn.Module,
     directory: Path,
     *,
-    kind: Literal["cosine", "linear"],
+    kind: Literal["cosine", "linear", "scaled_linear"],
     steps: int,
     prediction: Literal["v", "epsilon", "x_0"],
+    betas: tuple[float, float] | None = None,
+    zero_terminal_snr: bool = False,
 ) -> None:
     """Write a diffusers pipeline folder: `model_index.json`, `unet/` and `scheduler/`.
 
@@ -84,18 +86,21 @@ def save_base(
     Parameters
     ----------
     network : a `UNet2DModel`; its name is not kept, so that no path of this machine enters the folder.
+    betas : first and last beta of the linear kinds; Ho et al.'s if not given.
     """
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    betas: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
-    if kind == "linear":
-        betas = {"beta_schedule": "linear", "beta_start": 0.1 / steps, "beta_end": 20 / steps}
+    schedule: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
+    if kind != "cosine":
+        first, last = betas or (0.1 / steps, 20 / steps)
+        schedule = {"beta_schedule": kind, "beta_start": first, "beta_end": last}
     scheduler = DDIMScheduler(
         num_train_timesteps=steps,
         prediction_type=_PREDICTION_TYPES[prediction],
         clip_sample=False,
         timestep_spacing="trailing",
-        **betas,
+        rescale_betas_zero_snr=zero_terminal_snr,
+        **schedule,
     )
     _forget_path(network)
     DDIMPipeline(unet=network, scheduler=scheduler).save_pretrained(directory, safe_serialization=True)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cellbridge.diffusion.prediction import target, to_epsilon, to_x_0
+from cellbridge.diffusion.prediction import CONVERSIONS, require_defined, target, to_epsilon, to_x_0
+from cellbridge.errors import ConfigError
 
 KINDS = ["v", "epsilon", "x_0"]
 
@@ -55,3 +56,63 @@ def test_v_target_agrees_with_diffusers():
     alpha, sigma = make_schedule("cosine", 1000).coefficients(t.double(), x_0)
     theirs = scheduler.get_velocity(x_0, epsilon, t)
     assert torch.allclose(target("v", x_0, epsilon, alpha=alpha, sigma=sigma), theirs, atol=1e-5)
+
+
+ENDS = {"clean": (1.0, 0.0), "blank": (0.0, 1.0)}
+UNDEFINED = {("clean", "x_0", "epsilon"), ("clean", "x_0", "v"), ("blank", "epsilon", "x_0"), ("blank", "epsilon", "v")}
+
+
+@pytest.mark.parametrize("end", ["clean", "blank", 0.01, 0.7, 1.56])
+@pytest.mark.parametrize("given", KINDS)
+@pytest.mark.parametrize("wanted", KINDS)
+def test_every_conversion_is_exact_wherever_it_is_defined(end, given, wanted):
+    x_0, epsilon, at = draw(end if isinstance(end, float) else 0.0)
+    if end in ENDS:
+        at = {name: torch.tensor(value, dtype=torch.float64) for name, value in zip(at, ENDS[end], strict=True)}
+    x_t = at["alpha"] * x_0 + at["sigma"] * epsilon
+    converted = CONVERSIONS[wanted](given, target(given, x_0, epsilon, **at), x_t, **at)
+    if (end, given, wanted) in UNDEFINED:
+        assert not torch.isfinite(converted).any()
+    else:
+        assert torch.allclose(converted, target(wanted, x_0, epsilon, **at), atol=1e-12)
+
+
+def test_the_first_step_from_pure_noise_at_zero_terminal_snr_shows_minus_v():
+    from cellbridge.diffusion.denoiser import NetworkDenoiser
+    from cellbridge.diffusion.schedule import make_schedule
+
+    output, noise, _ = draw(0.0)
+    schedule = make_schedule("linear", 1000, zero_terminal_snr=True)
+    denoiser = NetworkDenoiser(lambda *_, **__: (output,), schedule, "v")
+    assert torch.equal(denoiser(noise, torch.full((3,), 999.0), torch.zeros(3, dtype=torch.int64)), -output)
+
+
+def test_epsilon_at_zero_terminal_snr_is_refused_and_diffusers_gives_an_image_that_is_not_finite():
+    from diffusers import DDIMScheduler
+
+    from cellbridge.diffusion.schedule import make_schedule
+
+    schedule = make_schedule("linear", 1000, zero_terminal_snr=True)
+    with pytest.raises(ConfigError, match=r"Use prediction: v or x_0"):
+        require_defined("epsilon", schedule)
+    require_defined("v", schedule)
+    require_defined("x_0", schedule)
+    theirs = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False)
+    theirs.set_timesteps(50)
+    epsilon, noise, _ = draw(0.0)
+    assert not torch.isfinite(theirs.step(epsilon, 999, noise).prev_sample).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_of_the_prediction_grows_in_the_image_by_the_published_factor(kind):
+    """|d x_0| / |d output| at T - 1: 157 for epsilon on the linear schedule, 20,291 on the cosine; at most 1 for v and x_0."""
+    from cellbridge.diffusion.schedule import make_schedule
+
+    for name, published in (("linear", 157), ("cosine", 20_291)):
+        x_t, error, _ = draw(0.0)
+        alpha, sigma = make_schedule(name, 1000).coefficients(torch.full((3,), 999.0, dtype=torch.float64), x_t)
+        grown = to_x_0(kind, error, x_t, alpha=alpha, sigma=sigma) - to_x_0(
+            kind, 0 * error, x_t, alpha=alpha, sigma=sigma
+        )
+        factor = (grown.norm() / error.norm()).item()
+        assert factor == pytest.approx(published, rel=3e-3) if kind == "epsilon" else factor <= 1 + 1e-12

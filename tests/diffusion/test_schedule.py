@@ -85,3 +85,66 @@ def test_a_schedule_may_end_without_any_signal():
 def test_a_linear_schedule_of_too_few_steps_is_refused():
     with pytest.raises(ConfigError, match="more than 20 steps"):
         make_schedule("linear", 20)
+
+
+def test_scaled_linear_ends_at_the_published_signal():
+    latent = make_schedule("scaled_linear", 1000)
+    assert latent.alpha_bar[-1].sqrt().item() == pytest.approx(0.0682649, rel=1e-6)
+    assert latent.log_snr(at(latent, 999.0)).exp().item() == pytest.approx(0.00468192, rel=1e-6)
+    wide = make_schedule("scaled_linear", 1000, beta_start=1e-4, beta_end=2e-2)
+    assert wide.alpha_bar[-1].sqrt().item() == pytest.approx(0.0270816, rel=2e-6)
+
+
+KINDS = ["linear", "scaled_linear", "cosine"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "middle"), [("linear", 0.0760287505), ("scaled_linear", 0.2423591666), ("cosine", 0.4938230008)]
+)
+def test_zero_terminal_snr_keeps_the_first_step_and_takes_the_last_of_the_image(kind, middle):
+    plain, blank = make_schedule(kind, 1000), make_schedule(kind, 1000, zero_terminal_snr=True)
+    assert blank.alpha_bar[0].item() == pytest.approx(plain.alpha_bar[0].item(), rel=1e-14)
+    assert blank.alpha_bar[499].item() == pytest.approx(middle, rel=5e-9)
+    assert blank.alpha_bar[-1].item() == 0.0
+    assert blank.betas[-1].item() == 1.0
+    assert blank.alpha(at(blank, 999.0)).item() == 0.0
+    assert blank.sigma(at(blank, 999.0)).item() == 1.0
+    assert (blank.zero_terminal_snr, plain.zero_terminal_snr) == (True, False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rescaled_schedules_agree_with_diffusers(kind):
+    from diffusers import DDIMScheduler
+
+    betas = {"beta_start": 1e-4, "beta_end": 2e-2}
+    name = "squaredcos_cap_v2" if kind == "cosine" else kind
+    theirs = DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=True, **betas).alphas_cumprod.double()
+    ours = make_schedule(kind, 1000, zero_terminal_snr=True, **({} if kind == "cosine" else betas)).alpha_bar
+    assert torch.allclose(ours, theirs, rtol=2e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_betas_multiply_up_to_the_signal(kind):
+    schedule = make_schedule(kind, 1000)
+    assert torch.allclose(torch.cumprod(1 - schedule.betas, 0), schedule.alpha_bar, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "betas", "message"),
+    [
+        ("scaled_linear", 12, {}, "more than 12 steps"),
+        ("linear", 1000, {"beta_start": 0.1, "beta_end": 0.02}, "beta_start <= beta_end"),
+        ("linear", 1000, {"beta_end": 1.0}, "beta_end < 1"),
+        ("cosine", 1000, {"beta_end": 0.02}, "the cosine schedule has none"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(kind, steps, betas, message):
+    with pytest.raises(ConfigError, match=message):
+        make_schedule(kind, steps, **betas)
+
+
+def test_a_configuration_of_epsilon_at_zero_terminal_snr_is_refused_before_anything_is_read():
+    from cellbridge.config import ScheduleConfig, validate
+
+    with pytest.raises(ConfigError, match="use prediction v or x_0"):
+        validate(ScheduleConfig, {"prediction": "epsilon", "zero_terminal_snr": True}, source="pretrain.yaml")

@@ -71,3 +71,8 @@ def test_conditions_are_hidden_per_image_at_the_given_rate():
 
 def test_no_condition_is_hidden_by_default():
     assert (draw(0, 256).labels == 1).all()
+
+
+def test_a_log_snr_grid_is_refused_where_the_log_snr_has_no_end():
+    with pytest.raises(ConfigError, match="has no end"):
+        solver_times(make_schedule("cosine", 1000, zero_terminal_snr=True), steps=10, grid="log_snr")

@@ -70,15 +70,26 @@ def test_the_folder_opens_as_a_stock_pipeline_and_gives_the_same_output(saved):
     assert pipeline.scheduler.config.clip_sample is False
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear"])
-def test_the_saved_scheduler_has_the_schedule_of_training(kind, tmp_path):
+@pytest.mark.parametrize("blank", [False, True])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "scaled_linear"])
+def test_the_saved_scheduler_has_the_schedule_of_training(kind, blank, tmp_path):
     from diffusers import DDIMScheduler
 
-    from cellbridge.diffusion.schedule import make_schedule
+    from cellbridge.diffusion.schedule import beta_range, make_schedule
 
-    save_base(small(), tmp_path / "model", kind=kind, steps=500, prediction="epsilon")
+    save_base(
+        small(),
+        tmp_path / "model",
+        kind=kind,
+        steps=500,
+        prediction="v",
+        betas=beta_range(kind, 500) if kind == "scaled_linear" else None,
+        zero_terminal_snr=blank,
+    )
     scheduler = DDIMScheduler.from_pretrained(tmp_path / "model" / "scheduler")
-    assert torch.allclose(scheduler.alphas_cumprod.double(), make_schedule(kind, 500).alpha_bar, rtol=3e-4, atol=1e-7)
+    expected = make_schedule(kind, 500, zero_terminal_snr=blank).alpha_bar
+    assert torch.allclose(scheduler.alphas_cumprod.double(), expected, rtol=3e-4, atol=1e-7)
+    assert scheduler.config.timestep_spacing == "trailing"
 
 
 def test_a_saved_network_loads_to_the_same_output(saved):
