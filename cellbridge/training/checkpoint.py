@@ -58,7 +58,8 @@ class Snapshot:
     window: dict[str, Tensor]
 
 
-_TENSORS = tuple(field.name for field in fields(Snapshot) if field.name not in ("step", "settings", "identity"))
+TENSORS = tuple(field.name for field in fields(Snapshot) if field.name not in ("step", "settings", "identity"))
+"""The fields that hold tensors; each is a file."""
 
 
 def binding_settings(config: TrainingConfig) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def save(run: RunDir, snapshot: Snapshot, *, keep_last: int) -> Path:
     target = run.checkpoint(snapshot.step)
     state = {"step": snapshot.step, "settings": snapshot.settings, "identity": snapshot.identity}
     with publish_directory(target, manifest={"kind": "checkpoint", "step": snapshot.step}) as directory:
-        for name in _TENSORS:
+        for name in TENSORS:
             tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(snapshot, name).items()}
             with _write_errors(target):
                 save_file(tensors, directory / f"{name}.safetensors")
@@ -106,7 +107,7 @@ def load(directory: Path) -> Snapshot:
         raise CheckpointError(f"{problems[0]}. The checkpoint is damaged.")
     try:
         state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-        tensors = {name: load_file(directory / f"{name}.safetensors") for name in _TENSORS}
+        tensors = {name: load_file(directory / f"{name}.safetensors") for name in TENSORS}
         return Snapshot(step=state["step"], settings=state["settings"], identity=state["identity"], **tensors)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: is no training checkpoint ({error}).") from None

@@ -23,10 +23,10 @@ from cellbridge.training import ema as averaging
 from cellbridge.training import optim
 from cellbridge.training.checkpoint import Resume
 from cellbridge.training.compilation import begin_micro_batch, begin_step, compiled
-from cellbridge.training.events import Event, Finished, Logged, SampleDue, Saved, Started
+from cellbridge.training.events import Compiling, Event, Finished, Logged, SampleDue, Saved, Started
 from cellbridge.training.recomputation import recomputing
 from cellbridge.training.signals import StopRequest, stop_requests
-from cellbridge.training.state import Batches, Loss, LossOutput, Training, last_good, prepare, restore, save
+from cellbridge.training.state import Batches, Loss, LossOutput, Training, begin_checkpoint, last_good, prepare, restore
 
 __all__ = ["Batches", "Loss", "LossOutput", "fit"]
 
@@ -61,7 +61,8 @@ def fit(
 
     Yields
     ------
-    Started, then Logged, Saved and SampleDue as they come, then Finished.
+    Started, Compiling where the network is compiled, then Logged, Saved and SampleDue as they come, then Finished. Saved comes when a checkpoint is published, which
+    may be some steps after its own, and before the next one begins; in several processes, from the main one only.
 
     Raises
     ------
@@ -87,16 +88,19 @@ def fit(
         training.network = stack.enter_context(compiled(module, config.compile, device=device))
         if config.gradient_checkpointing:
             stack.enter_context(recomputing(module))
+        stack.callback(training.writer.close)  # before the lock is released
         if found.snapshot is not None and found.path is not None:
             restore(training, found.snapshot, found.path)
         with stop_requests() as request:
             yield Started(training.step, found.path, found.warnings, accelerator.is_main_process)
+            if config.compile != "none" and training.step < config.steps:
+                yield Compiling(training.step, config.compile)
             yield from _train(training, request)
         yield Finished(training.step, dict(training.ema))
 
 
 def _train(training: Training, request: StopRequest) -> Iterator[Event]:
-    config, clock = training.config, training.clock
+    config, clock, accelerator = training.config, training.clock, training.accelerator
     while training.step < config.steps:
         with _memory_errors(config):
             _step(training)
@@ -109,10 +113,13 @@ def _train(training: Training, request: StopRequest) -> Iterator[Event]:
             event = Logged(step, _values(training))
             with clock.paused():
                 yield event
+        yield from _published(training, waiting=saving)
         if saving:
-            path = save(training)
-            with clock.paused():
-                yield Saved(step, path)
+            with clock.waiting_for_checkpoint():
+                begin_checkpoint(training)
+            yield from _published(training, waiting=last or stopping)
+        if last or stopping:
+            accelerator.wait_for_everyone()  # a process that ends makes the launcher end the one that still writes
         if stopping:
             raise _stopped(training, request)
         if config.sample_every and step % config.sample_every == 0 and not last:
@@ -121,6 +128,15 @@ def _train(training: Training, request: StopRequest) -> Iterator[Event]:
             training.module.train()
     if request.signal_number is not None:
         raise _stopped(training, request)
+
+
+def _published(training: Training, *, waiting: bool) -> Iterator[Saved]:
+    """Yield the checkpoint that was published since the last look, if any."""
+    with training.clock.waiting_for_checkpoint():
+        saved = training.writer.collect(waiting=waiting)
+    if saved is not None:
+        with training.clock.paused():
+            yield saved
 
 
 def _step(training: Training) -> None:

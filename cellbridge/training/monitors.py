@@ -146,13 +146,14 @@ class Window:
 
 
 class Clock:
-    """Seconds per step and the share of them spent waiting for data, without the time that the events' reader takes."""
+    """Seconds per step and the shares of them spent waiting for data and for checkpoints, without the time that the events' reader takes."""
 
     def __init__(self) -> None:
         self.steps = 0
         self._began = time.perf_counter()
         self._away = 0.0
         self._data = 0.0
+        self._checkpoint = 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -166,9 +167,19 @@ class Clock:
         yield
         self._data += time.perf_counter() - began
 
+    @contextmanager
+    def waiting_for_checkpoint(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._checkpoint += time.perf_counter() - began
+
     def read(self) -> dict[str, float]:
         """Return the figures since the last reading, and begin again."""
         elapsed = max(1e-9, time.perf_counter() - self._began - self._away)
-        values = {"seconds_per_step": elapsed / max(1, self.steps), "data_wait": self._data / elapsed}
-        self.steps, self._began, self._away, self._data = 0, time.perf_counter(), 0.0, 0.0
+        values = {
+            "seconds_per_step": elapsed / max(1, self.steps),
+            "data_wait": self._data / elapsed,
+            "checkpoint_stall": self._checkpoint / elapsed,
+        }
+        self.steps, self._began, self._away, self._data, self._checkpoint = 0, time.perf_counter(), 0.0, 0.0, 0.0
         return values

@@ -19,6 +19,7 @@ from cellbridge.training import checkpoint as checkpoints
 from cellbridge.training import optim
 from cellbridge.training.checkpoint import Snapshot
 from cellbridge.training.monitors import Clock, Window
+from cellbridge.training.saving import CheckpointWriter
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Training:
     optimizer: torch.optim.AdamW
     window: Window
     clock: Clock
+    writer: CheckpointWriter
     step: int = 0
-    saved_step: int = 0
     checked_step: int = 0
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
@@ -134,11 +135,12 @@ def prepare(
         optimizer=optim.make_optimizer(list(parameters.values()), config),
         window=Window(config.log_every, device),
         clock=Clock(),
+        writer=CheckpointWriter(run, keep_last=config.keep_last, beside=config.async_checkpoints),
     )
 
 
-def save(training: Training) -> Path:
-    """Write a checkpoint from the main process, unless this step has one.
+def begin_checkpoint(training: Training) -> None:
+    """Start to write a checkpoint, from the main process.
 
     Raises
     ------
@@ -150,13 +152,8 @@ def save(training: Training) -> Path:
         raise NumericalError(
             f"weights not finite after step {training.step} (learning rate {rate:.3g}). {last_good(training)} Lower training.learning_rate."
         )
-    path = training.run.checkpoint(training.step)
-    if training.accelerator.is_main_process and training.saved_step != training.step:
-        path = checkpoints.save(training.run, snapshot(training), keep_last=training.config.keep_last)
-    training.saved_step = training.step
-    if training.accelerator.num_processes > 1:
-        training.accelerator.wait_for_everyone()
-    return path
+    if training.accelerator.is_main_process:
+        training.writer.begin(snapshot(training))
 
 
 def snapshot(training: Training) -> Snapshot:
@@ -191,11 +188,12 @@ def restore(training: Training, saved: Snapshot, path: Path) -> None:
         _copy(own, tensors, where=f"{path}/{kind}.safetensors")
     optim.load_state_tensors(training.optimizer, training.parameters, saved.optimizer)
     training.window.load(saved.window)
-    training.step = training.saved_step = training.checked_step = saved.step
+    training.step = training.checked_step = saved.step
 
 
 def last_good(training: Training) -> str:
-    """Name the newest checkpoint, in a sentence for an error message."""
+    """Name the newest checkpoint, in a sentence for an error message; one that is being written is waited for."""
+    training.writer.settle()
     saved = training.run.saved_checkpoints()
     return f"Last good checkpoint: {saved[-1][1]}." if saved else "No checkpoint was saved before it."
 
