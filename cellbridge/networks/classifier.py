@@ -144,7 +144,7 @@ def load_classifier_directory(directory: Path) -> tuple[Classifier, dict[str, An
         tensors = load_file(directory / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{directory}: is no readable classifier ({error}). Run `cellbridge train-classifier`."
+            f"{directory}: is no readable classifier ({SETTINGS}, {CARD}, {WEIGHTS}): {error}. Run `cellbridge train-classifier`."
         ) from None
     load_strictly(network, tensors, where=directory / WEIGHTS)
     return network.eval(), card

@@ -1,0 +1,172 @@
+"""cellbridge commands as processes of their own, forked from one that has imported everything.
+
+`import diffusers` costs eight seconds; a fork of a process that has done so starts at once, and is otherwise a command like any
+other: with its own arguments, standard output and error, limits and signals.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+SECONDS = 60.0
+"""The most that any command or wait may take."""
+_MODULES = (
+    "pytest",
+    "cellbridge.cli",
+    "cellbridge.assembly",
+    "cellbridge.fitting",
+    "cellbridge.stages.prepare",
+    "cellbridge.stages.pretrain",
+    "cellbridge.stages.finetune",
+    "cellbridge.stages.train_classifier",
+    "cellbridge.stages.translate",
+    "cellbridge.stages.evaluate",
+    "cellbridge.data.extraction",
+    "diffusers.models.unets.unet_2d",
+    "diffusers.pipelines.ddim.pipeline_ddim",
+    "peft",
+    "sklearn.linear_model",
+    "torch.utils.tensorboard",
+    "matplotlib.pyplot",
+)
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(list(_MODULES))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a command may use.
+
+    Parameters
+    ----------
+    file_bytes : the largest file it may write (RLIMIT_FSIZE).
+    more_memory : address space beyond what the process has at its start (RLIMIT_AS), in bytes.
+    inside : process whose user and mount namespaces the command enters.
+    """
+
+    file_bytes: int | None = None
+    more_memory: int | None = None
+    inside: int | None = None
+
+    def apply(self) -> None:
+        """Impose the limits on this process."""
+        if self.inside is not None:
+            _enter(self.inside)
+        if self.file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
+        if self.more_memory is not None:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + self.more_memory
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit code (negative: killed by that signal) and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line on standard error."""
+        return (self.err.splitlines() or [""])[-1]
+
+
+class Command:
+    """A running `cellbridge …`."""
+
+    def __init__(self, arguments: tuple[object, ...], folder: Path, limits: Limits):
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        texts = [str(argument) for argument in arguments]
+        self._process: ForkServerProcess = _FORKS.Process(target=_run, args=(texts, self._out, self._err, limits))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    def send(self, *signals: signal.Signals) -> None:
+        """Send signals, one right after the other."""
+        for number in signals:
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = SECONDS) -> Outcome:
+        """Return how it ends; a command that does not end in time is killed, and the test fails."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            self.end()
+            raise AssertionError(f"still running after {seconds} s; it printed:\n{self._err.read_text()}")
+        return Outcome(self._process.exitcode, self._out.read_text(), self._err.read_text())
+
+    def end(self) -> None:
+        """Kill it where it still runs."""
+        if self.running:
+            self._process.kill()
+        self._process.join(SECONDS)
+
+
+Start = Callable[..., Command]
+"""(arguments …, limits=Limits()) → a running command."""
+Run = Callable[..., Outcome]
+"""The same, run to its end."""
+
+
+def wait_until(condition: Callable[[], bool], *, what: str, command: Command | None = None) -> None:
+    """Wait for a condition, looking every millisecond; fail where the command ends before, or time is up."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if command is not None and not command.running and not condition():
+            raise AssertionError(f"the command ended before {what}: {command.wait()}")
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {SECONDS} s in vain until {what}")
+        time.sleep(0.001)
+
+
+def one_line(outcome: Outcome, *parts: str, code: int = 2) -> str:
+    """Check that a command failed with this exit code and one line that holds every part, and return the line."""
+    assert outcome.code == code, outcome
+    line = outcome.last_line
+    assert re.match(r"cellbridge [\w-]+: \w+Error: ", line), outcome
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in line, f"{part!r} is not in {line!r}"
+    return line
+
+
+def _run(arguments: list[str], out: Path, err: Path, limits: Limits) -> None:
+    """Be the command: what follows the fork."""
+    for path, descriptor in ((out, 1), (err, 2)):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.argv = ["cellbridge", *arguments]
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    limits.apply()
+    from cellbridge.cli import main
+
+    sys.exit(main())
+
+
+def _enter(process: int) -> None:
+    """Enter another process's user and mount namespaces (os.setns is there from Python 3.12 on)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind in ("user", "mnt"):
+        with open(f"/proc/{process}/ns/{kind}", "rb") as namespace:
+            if libc.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns {kind}: {os.strerror(ctypes.get_errno())}")
