@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from cellbridge.config import TrainingConfig
 from cellbridge.errors import NumericalError, ResourceError, StoppedBySignal
@@ -27,11 +27,9 @@ from cellbridge.training.events import Compiling, Event, Finished, Logged, Sampl
 from cellbridge.training.recomputation import recomputing
 from cellbridge.training.signals import StopRequest, stop_requests
 from cellbridge.training.state import Batches, Loss, LossOutput, Training, begin_checkpoint, last_good, prepare, restore
+from cellbridge.training.trackers import require_trackers
 
 __all__ = ["Batches", "Loss", "LossOutput", "fit"]
-
-_CHECK_EVERY = 20
-"""The most steps after which the host looks whether losses and gradients are finite."""
 
 
 def fit(
@@ -71,7 +69,9 @@ def fit(
     ResourceError : out of memory, or the disk is full.
     RunError : another process holds the run, or the checkpoint was made with other inputs.
     CheckpointError : the checkpoint asked for is absent or damaged.
+    ConfigError : a tracker that is not known or not installed; nothing was created.
     """
+    require_trackers(config.trackers)
     found = checkpoints.resolve(run, resume) if isinstance(resume, Path) else None  # an error must create nothing
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     device = accelerator.device if accelerator.num_processes > 1 else device
@@ -103,12 +103,11 @@ def _train(training: Training, request: StopRequest) -> Iterator[Event]:
     config, clock, accelerator = training.config, training.clock, training.accelerator
     while training.step < config.steps:
         with _memory_errors(config):
-            _step(training)
+            _step(training, request)
         step, last = training.step, training.step == config.steps
-        stopping = _stop_agreed(training, request)
-        log, saving = step % config.log_every == 0 or last, step % config.checkpoint_every == 0 or last or stopping
-        if log or saving or step - training.checked_step >= _CHECK_EVERY:
-            _require_finite(training)
+        log = step % config.log_every == 0 or last
+        stopping = _inspect(training, request, waiting=log or step % config.checkpoint_every == 0)
+        saving = step % config.checkpoint_every == 0 or last or stopping
         if log:
             event = Logged(step, _values(training))
             with clock.paused():
@@ -139,7 +138,7 @@ def _published(training: Training, *, waiting: bool) -> Iterator[Saved]:
             yield saved
 
 
-def _step(training: Training) -> None:
+def _step(training: Training, request: StopRequest) -> None:
     config, accelerator, clock = training.config, training.accelerator, training.clock
     total = torch.zeros((), device=training.device)
     begin_step(config.compile, training.device, training.parameters.values())
@@ -155,34 +154,55 @@ def _step(training: Training) -> None:
         total += output.loss.detach() / config.accumulation
         training.window.add_monitors(output.monitors, minima=output.minima, maxima=output.maxima)
     parameters = list(training.parameters.values())
+    everywhere, stops = total, None
     if accelerator.num_processes > 1:
-        _sum_gradients(parameters, training)
+        everywhere, stops = _sum_gradients(parameters, training, total, request)
     norm = nn.utils.clip_grad_norm_(parameters, config.gradient_clip, foreach=True)
     optim.set_learning_rate(training.optimizer, optim.learning_rate(training.step + 1, config))
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     averaging.update(list(training.ema.values()), parameters, updates=training.step, decay=config.ema_decay)
     training.window.close_step(total, norm)
+    training.watch.note(everywhere, norm, stops=stops)
     training.step += 1
     clock.steps += 1
 
 
-def _sum_gradients(parameters: list[nn.Parameter], training: Training) -> None:
-    """Sum gradients over processes in one message; each already carries its share of the mean."""
+def _sum_gradients(
+    parameters: list[nn.Parameter], training: Training, loss: Tensor, request: StopRequest
+) -> tuple[Tensor, Tensor]:
+    """Sum gradients over processes in one message; each already carries its share of the mean.
+
+    Returns
+    -------
+    The loss of the whole step, and how many processes were asked to stop: they travel in the same message.
+    """
+    asked = torch.full((1,), float(request.signal_number is not None), device=training.device)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    summed = training.sum_over_processes(torch.cat([g.reshape(-1) for g in gradients]))
-    for parameter, gradient in zip(parameters, summed.split([p.numel() for p in parameters]), strict=True):
+    summed = training.sum_over_processes(torch.cat([*(g.reshape(-1) for g in gradients), loss[None], asked]))
+    *parts, everywhere, stops = summed.split([*(p.numel() for p in parameters), 1, 1])
+    for parameter, gradient in zip(parameters, parts, strict=True):
         parameter.grad = gradient.view_as(parameter)
+    return everywhere[0], stops[0]
 
 
-def _stop_agreed(training: Training, request: StopRequest) -> bool:
-    """Say whether a signal came; several processes agree on the step, at the steps where they wait for each other anyway."""
-    asked = request.signal_number is not None
-    if training.accelerator.num_processes == 1:
-        return asked
-    if training.step - training.checked_step < min(training.config.log_every, _CHECK_EVERY):
-        return False
-    return bool(training.sum_over_processes(torch.tensor(float(asked), device=training.device)).item())
+def _inspect(training: Training, request: StopRequest, *, waiting: bool) -> bool:
+    """Raise where a loss or gradient was not finite, and return whether to stop after this step.
+
+    A single process heeds a signal at once. Several agree on the step: they all see the same signs at the same steps.
+
+    Parameters
+    ----------
+    waiting : wait for the device, and see this step's signs; otherwise those of up to 20 steps ago.
+    """
+    watch, alone = training.watch, training.accelerator.num_processes == 1
+    signs = watch.look_now() if waiting else watch.look(training.step)
+    stopping = request.signal_number is not None if alone else signs.stop
+    if stopping and not waiting:
+        signs = watch.look_now()
+    if not signs.finite:
+        _require_finite(training)
+    return stopping
 
 
 def _stopped(training: Training, request: StopRequest) -> StoppedBySignal:
@@ -195,7 +215,6 @@ def _stopped(training: Training, request: StopRequest) -> StoppedBySignal:
 
 def _require_finite(training: Training) -> None:
     """Raise where a loss or gradient since the last log step is not finite, naming the first."""
-    training.checked_step = training.step
     found = training.window.first_non_finite(training.sum_over_processes)
     if found is None:
         return
@@ -211,6 +230,7 @@ def _values(training: Training) -> dict[str, float]:
     values = training.window.values(training.sum_over_processes, training.largest_over_processes)
     values["learning_rate"] = optim.learning_rate(training.step, training.config)
     values |= training.clock.read() | {"memory_gib": peak_memory_gib(training.device)}
+    values["host_memory_gib"] = peak_memory_gib(torch.device("cpu"))
     training.window.reset()
     return values
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,7 +83,8 @@ class CheckpointWriter:
 
         Later work on the accelerator is queued behind the copies, so that not even they have to be waited for here.
         """
-        copied = replace(snapshot, **{kind: self._held(kind, getattr(snapshot, kind)) for kind in TENSORS})
+        tensors = {kind: self._held(kind, getattr(snapshot, kind)) for kind in TENSORS}
+        copied = Snapshot(step=snapshot.step, settings=snapshot.settings, identity=snapshot.identity, **tensors)
         device = next((tensor.device for tensor in snapshot.weights.values() if tensor.is_cuda), None)
         if device is None:
             return copied, None

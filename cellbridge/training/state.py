@@ -20,6 +20,7 @@ from cellbridge.training import optim
 from cellbridge.training.checkpoint import Snapshot
 from cellbridge.training.monitors import Clock, Window
 from cellbridge.training.saving import CheckpointWriter
+from cellbridge.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Training:
     window: Window
     clock: Clock
     writer: CheckpointWriter
+    watch: Watch
     step: int = 0
-    checked_step: int = 0
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """Return the sum of every process's tensor; the tensor itself where there is one process."""
@@ -136,6 +137,7 @@ def prepare(
         window=Window(config.log_every, device),
         clock=Clock(),
         writer=CheckpointWriter(run, keep_last=config.keep_last, beside=config.async_checkpoints),
+        watch=Watch(device),
     )
 
 
@@ -188,7 +190,8 @@ def restore(training: Training, saved: Snapshot, path: Path) -> None:
         _copy(own, tensors, where=f"{path}/{kind}.safetensors")
     optim.load_state_tensors(training.optimizer, training.parameters, saved.optimizer)
     training.window.load(saved.window)
-    training.step = training.checked_step = saved.step
+    training.step = saved.step
+    training.watch.begin(saved.step)
 
 
 def last_good(training: Training) -> str:
