@@ -1,4 +1,4 @@
-"""The probability-flow ODE from noise to image, and the solver that inversion runs the other way.
+"""The joint of everything that makes images of noise, and the probability-flow ODE, whose solver inversion runs the other way.
 
 Along the angle of the schedule the ODE reads dx = x_0 d(alpha) + epsilon d(sigma), with (x_0, epsilon) the denoiser's estimate at x_t.
 Each solver freezes an estimate over its step, so that no coefficient is unbounded at either end. No randomness is involved.
@@ -9,8 +9,10 @@ Song et al. 2021, "Denoising diffusion implicit models", arXiv:2010.02502, eq. 1
 Lu et al. 2022, "DPM-Solver", arXiv:2206.00927, algorithm 1 (order 2, there with the midpoint in log-SNR).
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -18,9 +20,47 @@ from torch import Tensor
 from cellbridge.diffusion.denoiser import Denoiser
 from cellbridge.diffusion.schedule import CLEAN
 from cellbridge.diffusion.timesteps import Grid, solver_times
-from cellbridge.typing import Images, Labels
+from cellbridge.typing import Images, Labels, Seeds
 
 Order = Literal[1, 2]
+
+
+class Sampler(ABC):
+    """From noise at T - 1 to the clean image, by a denoiser and nothing else."""
+
+    @abstractmethod
+    def sample(self, denoiser: Denoiser, x_T: Images, labels: Labels, *, seeds: Seeds) -> Images:
+        """Return images whose noise, label and seed alone decide them, whatever else is in the batch.
+
+        Parameters
+        ----------
+        x_T : standard normal noise, or the outcome of `invert`.
+        seeds : one per image, for the noise that is added on the way; a sampler that adds none does not read them.
+        """
+
+    @property
+    @abstractmethod
+    def network_calls(self) -> int:
+        """How often `sample` calls the denoiser."""
+
+
+@final
+@dataclass(frozen=True)
+class Flow(Sampler):
+    """The probability-flow ODE by `sample`; the default of the project."""
+
+    steps: int = 25
+    order: Order = 2
+    grid: Grid = "quadratic"
+
+    def sample(self, denoiser: Denoiser, x_T: Images, labels: Labels, *, seeds: Seeds) -> Images:
+        """Return images that are functions of their noise and label."""
+        return sample(denoiser, x_T, labels, steps=self.steps, order=self.order, grid=self.grid)
+
+    @property
+    def network_calls(self) -> int:
+        """One or two a step."""
+        return network_calls(self.steps, self.order)
 
 
 @torch.no_grad()
@@ -59,34 +99,38 @@ def network_calls(steps: int, order: Order, *, inverting: bool = False) -> int:
 
 
 def _ddim_step(denoiser: Denoiser, x: Images, labels: Labels, start: float, end: float) -> Images:
-    x_0, epsilon = _estimate(denoiser, x, labels, max(start, end))
-    alpha, sigma = _signal_and_noise(denoiser, start)
+    x_0, epsilon = estimate(denoiser, x, labels, max(start, end))
+    alpha, sigma = signal_and_noise(denoiser, start)
     if end > start:
         x_0 = (x - sigma * epsilon) / alpha
-    alpha, sigma = _signal_and_noise(denoiser, end)
+    alpha, sigma = signal_and_noise(denoiser, end)
     return alpha * x_0 + sigma * epsilon
 
 
 def _midpoint_step(denoiser: Denoiser, x: Images, labels: Labels, start: float, end: float) -> Images:
     ends = denoiser.schedule.angle(torch.tensor([start, end], dtype=torch.float64))
     middle = denoiser.schedule.time_of_angle(ends.mean(0, keepdim=True)).item()
-    x_0, epsilon = _estimate(denoiser, x, labels, start)
-    alpha, sigma = _signal_and_noise(denoiser, middle)
-    x_0, epsilon = _estimate(denoiser, alpha * x_0 + sigma * epsilon, labels, middle)
+    x_0, epsilon = estimate(denoiser, x, labels, start)
+    alpha, sigma = signal_and_noise(denoiser, middle)
+    x_0, epsilon = estimate(denoiser, alpha * x_0 + sigma * epsilon, labels, middle)
     alpha, alpha_end = ends.cos().tolist()
     sigma, sigma_end = ends.sin().tolist()
     return x + (alpha_end - alpha) * x_0 + (sigma_end - sigma) * epsilon
 
 
-def _estimate(denoiser: Denoiser, x: Images, labels: Labels, t: float) -> tuple[Images, Images]:
-    """Return (x_0, epsilon) with x = alpha x_0 + sigma epsilon; the estimated noise in a clean image tends to 0 with sigma."""
+def estimate(denoiser: Denoiser, x: Images, labels: Labels, t: float) -> tuple[Images, Images]:
+    """Return (x_0, epsilon) with x = alpha x_0 + sigma epsilon; the estimated noise in a clean image tends to 0 with sigma.
+
+    Noise follows from x_0, so that a thresholded image and its noise still make up x.
+    """
     if t == CLEAN:
         return x, torch.zeros_like(x)
-    alpha, sigma = _signal_and_noise(denoiser, t)
+    alpha, sigma = signal_and_noise(denoiser, t)
     x_0 = denoiser(x, torch.full((len(x),), t, device=x.device, dtype=torch.float32), labels)
     return x_0, (x - alpha * x_0) / sigma
 
 
-def _signal_and_noise(denoiser: Denoiser, t: float) -> tuple[float, float]:
+def signal_and_noise(denoiser: Denoiser, t: float) -> tuple[float, float]:
+    """Return (alpha, sigma) of the denoiser's schedule at one time, in double precision."""
     time = torch.tensor([t], dtype=torch.float64)
     return denoiser.schedule.alpha(time).item(), denoiser.schedule.sigma(time).item()
