@@ -13,6 +13,7 @@ from cellbridge.data.dataset import BatchSource, CellData
 from cellbridge.data.store import Store
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
 from cellbridge.diffusion.fitting import denoising_loss, noised_batches
+from cellbridge.diffusion.monitors import range_warning
 from cellbridge.diffusion.samplers import sample
 from cellbridge.plots.composite import contrast_limits
 from cellbridge.plots.montage import montage
@@ -24,7 +25,7 @@ from cellbridge.training.events import Finished, show
 from cellbridge.training.loop import fit
 
 _SAMPLES = 6
-_NOT_BINDING = ("training", "sampler", "resume", "device")
+_NOT_BINDING = ("training", "sampler", "resume", "accept_changes", "device")
 """Settings that a resumed training may change, or that the engine compares by itself."""
 
 
@@ -96,6 +97,7 @@ def fit_denoiser(
         identity=sums | binding(config, exclude={*inputs, *_NOT_BINDING}),
         device=device,
         resume=as_resume(config.resume),
+        accept_changes=config.accept_changes,
     )
 
     def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:
@@ -113,6 +115,9 @@ def fit_denoiser(
         images_per_step=training.batch_size,
         on_start=lambda: begin(run, config=dump(config), seed=training.seed, inputs=inputs),
         on_sample=draw_samples,
+        alarm=range_warning,
+        trackers=training.trackers,
+        settings=config.model_dump(mode="json"),
     )
 
 

@@ -52,6 +52,16 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def profile(self) -> Path:
+        """Profiler traces of a few training steps."""
+        return self.path / "profile"
+
+    @property
+    def trackers(self) -> Path:
+        """What experiment trackers keep on disk."""
+        return self.path / "trackers"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -1,11 +1,11 @@
-"""What training tells, and where it is shown: events.jsonl, TensorBoard, and one progress bar on standard error."""
+"""What training tells, and where it is shown: events.jsonl, TensorBoard, trackers, and one progress bar on standard error."""
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from cellbridge.errors import RunError
 from cellbridge.progress import Bar, bar
 from cellbridge.runs import RunDir, write_text
+from cellbridge.training.trackers import Track, tracked
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,21 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Compiling:
+    """The next step compiles the network before it trains, which can take minutes."""
+
+    step: int
+    strategy: str
+
+
+@dataclass(frozen=True)
 class Logged:
-    """Means since the last log step: loss, gradient_norm, monitors; learning_rate, seconds_per_step, data_wait, memory_gib."""
+    """What happened since the last log step, by name.
+
+    Means: loss, gradient_norm, monitors. Extrema, as the loss names them. learning_rate. seconds_per_step, and the shares of it
+    data_wait and checkpoint_stall. Peaks since the start: memory_gib (of the device), host_memory_gib. Where the device's peak
+    is known: tflops_per_second and mfu.
+    """
 
     step: int
     values: dict[str, float]
@@ -41,6 +55,22 @@ class Saved:
 
     step: int
     path: Path
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A profiler trace is written."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Warned:
+    """What is logged asks for attention; told once a run."""
+
+    step: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -59,8 +89,13 @@ class Finished:
     ema: dict[str, Tensor]
 
 
-Event = Started | Logged | Saved | SampleDue | Finished
+Event = Started | Compiling | Logged | Saved | Profiled | Warned | SampleDue | Finished
 OnSample = Callable[[int, dict[str, Tensor]], None]
+Alarm = Callable[[Mapping[str, float]], str | None]
+"""Logged values → what is wrong with them and what to do, or None."""
+
+_SETTLED = 0.25
+"""Share of a training after which an alarm judges its values; an untrained network would always raise it."""
 
 
 def show(
@@ -72,11 +107,15 @@ def show(
     images_per_step: int,
     on_start: Callable[[], object] | None = None,
     on_sample: OnSample | None = None,
+    alarm: Alarm | None = None,
+    trackers: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Finished:
     """Drive a training to its end, writing and showing what it tells.
 
     `events.jsonl` gets one line per event; on a resume the lines after the resumed step go, so that no loss stands there twice.
-    TensorBoard gets every value. Names that begin with `loss` are also given as natural logarithms, under `log_loss…`.
+    TensorBoard and the trackers get every value. Names that begin with `loss` are also given as natural logarithms, under
+    `log_loss…`.
 
     Parameters
     ----------
@@ -85,6 +124,8 @@ def show(
     on_start : called once the run is this process's own and what it resumes has been found to fit: the time to write its
         configuration, which a refused command must leave as it is.
     on_sample : (step, EMA weights by name) → None; called at each sample step and at the end.
+    alarm : judges the logged values after a quarter of the training; what it says first is written and shown, once a run.
+    trackers : names that accelerate knows; they are told `settings`, under dotted keys.
 
     Returns
     -------
@@ -92,34 +133,80 @@ def show(
     """
     with ExitStack() as stack:
         stack.callback(getattr(events, "close", lambda: None))  # an error below must not leave the run locked
-        journal: _Journal | None = None
-        shown: Bar | None = None
-        done = 0
+        teller: _Teller | None = None
         for event in events:
             if isinstance(event, Started) and event.main_process:
                 if on_start is not None:
                     on_start()
-                journal = stack.enter_context(_Journal.opened(run, after_step=event.step))
-                for text in event.warnings:
-                    sys.stderr.write(f"WARNING: {text}\n")
+                track = stack.enter_context(tracked(trackers, run=run, settings=settings or {}, after_step=event.step))
+                journal = stack.enter_context(_Journal.opened(run, after_step=event.step, track=track))
                 shown = stack.enter_context(bar(description, total=total, unit="steps"))
-                shown.start_at(event.step)
-                done = event.step
-            if isinstance(event, Logged):
-                values = with_logarithms(event.values)
-                values["images_per_second"] = images_per_step / values.pop("seconds_per_step")
-                if shown is not None:
-                    figures = f"loss {values['loss']:.4g} · peak {values['memory_gib']:.2f} GiB"
-                    shown.advance(event.step - done, rate_per_unit=images_per_step, rate_unit="images", detail=figures)
-                done = event.step
-                event = Logged(event.step, values)
-            if journal is not None:
-                journal.write(event)
-            if isinstance(event, SampleDue | Finished) and on_sample is not None and journal is not None:
-                on_sample(event.step, event.ema)
+                teller = _Teller(journal, shown, description, total=total, images_per_step=images_per_step, alarm=alarm)
+            if teller is not None:
+                teller.tell(event)
+                if isinstance(event, SampleDue | Finished) and on_sample is not None:
+                    on_sample(event.step, event.ema)
             if isinstance(event, Finished):
                 return event
     raise RunError(f"{run.path}: training ended without finishing. This is a fault of cellbridge; please report it.")
+
+
+class _Teller:
+    """Writes each event down, and shows it on standard error."""
+
+    def __init__(
+        self,
+        journal: "_Journal",
+        shown: Bar,
+        description: str,
+        *,
+        total: int,
+        images_per_step: int,
+        alarm: Alarm | None,
+    ):
+        self._journal, self._shown, self._description = journal, shown, description
+        self._total, self._images_per_step, self._alarm = total, images_per_step, alarm
+        self._done = 0
+
+    def tell(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._shown.start_at(event.step)
+            self._done = event.step
+        if isinstance(event, Logged):
+            event = self._advance(event)
+        self._journal.write(event)
+        for text in self._words(event):
+            sys.stderr.write(f"{text}\n")
+        if isinstance(event, Logged):
+            self._judge(event)
+
+    def _advance(self, event: Logged) -> Logged:
+        """Move the bar, and return the event with logarithms and images/s."""
+        values = with_logarithms(event.values)
+        values["images_per_second"] = self._images_per_step / values.pop("seconds_per_step")
+        figures = f"loss {values['loss']:.4g} · peak {values['memory_gib']:.2f} GiB"
+        if "mfu" in values:
+            figures += f" · MFU {100 * values['mfu']:.1f} %"
+        steps, self._done = event.step - self._done, event.step
+        self._shown.advance(steps, rate_per_unit=self._images_per_step, rate_unit="images", detail=figures)
+        return replace(event, values=values)
+
+    def _judge(self, event: Logged) -> None:
+        if self._alarm is None or self._journal.has_warned or event.step < _SETTLED * self._total:
+            return
+        text = self._alarm(event.values)
+        if text is not None:
+            self.tell(Warned(event.step, f"step {event.step}: {text}"))
+
+    def _words(self, event: Event) -> list[str]:
+        """Return what an event says beside the bar."""
+        if isinstance(event, Started):
+            return [f"WARNING: {text}" for text in event.warnings]
+        if isinstance(event, Compiling):
+            return [f"{self._description}: compiling ({event.strategy}); the first step can take minutes"]
+        if isinstance(event, Warned):
+            return [f"WARNING: {event.text}"]
+        return [f"{self._description}: profile in {event.path}"] if isinstance(event, Profiled) else []
 
 
 def with_logarithms(values: Mapping[str, float]) -> dict[str, float]:
@@ -157,21 +244,22 @@ def _step_of(line: str) -> int | None:
 
 
 class _Journal:
-    """events.jsonl and TensorBoard."""
+    """events.jsonl, TensorBoard and trackers."""
 
-    def __init__(self, run: RunDir, *, after_step: int):
+    def __init__(self, run: RunDir, *, after_step: int, track: Track):
         from torch.utils.tensorboard import SummaryWriter
 
         run.path.mkdir(parents=True, exist_ok=True)
         truncate(run.events, after_step=after_step if after_step else -1)
-        self._run = run
+        self.has_warned = run.events.is_file() and any(entry.get("event") == "warned" for entry in read(run.events))
+        self._run, self._track = run, track
         self._lines = run.events.open("a", encoding="utf-8")
         self._board: Any = SummaryWriter(run.tensorboard, purge_step=after_step + 1)
 
     @classmethod
     @contextmanager
-    def opened(cls, run: RunDir, *, after_step: int) -> Iterator["_Journal"]:
-        journal = cls(run, after_step=after_step)
+    def opened(cls, run: RunDir, *, after_step: int, track: Track) -> Iterator["_Journal"]:
+        journal = cls(run, after_step=after_step, track=track)
         try:
             yield journal
         finally:
@@ -186,7 +274,17 @@ class _Journal:
             entry |= {name: value if math.isfinite(value) else None for name, value in event.values.items()}
             for name, value in event.values.items():
                 self._board.add_scalar(name, value, event.step)
+            self._track(event.step, event.values)
+        if isinstance(event, Started) and event.warnings:
+            entry["warnings"] = list(event.warnings)
         if isinstance(event, Saved):
             entry["checkpoint"] = event.path.name
+        if isinstance(event, Compiling):
+            entry["strategy"] = event.strategy
+        if isinstance(event, Profiled):
+            entry["profile"] = str(event.path.relative_to(self._run.path))
+        if isinstance(event, Warned):
+            entry["text"] = event.text
+            self.has_warned = True
         self._lines.write(json.dumps(entry, allow_nan=False) + "\n")
         self._lines.flush()

@@ -1,14 +1,19 @@
 import json
 import math
+import resource
+import time
 
 import pytest
 import torch
-from small_training import events, until
+from small_training import SETTINGS, batches, events, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cellbridge.config import TrainingConfig
 from cellbridge.errors import NumericalError
 from cellbridge.runs import RunDir
 from cellbridge.training.events import Logged, Started, read, show, truncate, with_logarithms
+from cellbridge.training.loop import LossOutput
+from cellbridge.training.optim import learning_rate
 
 
 def shown(run, training=None, **options):
@@ -95,3 +100,65 @@ def test_lines_for_a_log_file_carry_loss_speed_memory_and_warnings(tmp_path, cap
     assert "24/24 steps" in written
     assert "images/s" in written
     assert "GiB" in written
+
+
+def alarmed(values):
+    return "too low" if values["loss"] < 1e9 else None
+
+
+def test_an_alarm_is_told_once_a_run_and_not_of_an_untrained_network(tmp_path, capsys):
+    until(tmp_path, 4)
+    training = events(tmp_path)
+
+    def cut_at_15():
+        for event in training:
+            yield event
+            if isinstance(event, Logged) and event.step == 15:
+                training.close()
+                raise NumericalError("torn away")
+
+    with pytest.raises(NumericalError):
+        shown(tmp_path, cut_at_15(), alarm=alarmed)
+    shown(tmp_path, alarm=alarmed)
+    warned = [entry for entry in read(RunDir(tmp_path).events) if entry["event"] == "warned"]
+    assert warned == [{"event": "warned", "step": 10, "text": "step 10: too low"}]  # 5 of 24 is less than a quarter
+    assert capsys.readouterr().err.count("WARNING: step 10: too low") == 1
+
+
+def test_a_warning_of_the_start_stands_in_the_events(tmp_path):
+    until(tmp_path, 12)
+    (RunDir(tmp_path).checkpoint(12) / "ema.safetensors").write_bytes(b"")
+    shown(tmp_path)
+    started = [entry for entry in read(RunDir(tmp_path).events) if entry["event"] == "started"]
+    assert "ema.safetensors" in started[-1]["warnings"][0]
+
+
+def test_every_figure_of_speed_and_memory_is_logged_and_right(tmp_path):
+    def slow(step, micro):
+        time.sleep(0.02)
+        return batches(step, micro)
+
+    shown(tmp_path, events(tmp_path, batches=slow, steps=10, accumulation=1, checkpoint_every=10))
+    first, last = (entry for entry in read(RunDir(tmp_path).events) if entry["event"] == "logged")
+    assert 0.5 < last["data_wait"] < 1
+    assert last["data_wait"] * 8 / last["images_per_second"] == pytest.approx(0.02, rel=0.3)
+    assert last["learning_rate"] == learning_rate(10, TrainingConfig(**SETTINGS | {"steps": 10}))
+    assert last["learning_rate"] < first["learning_rate"]
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert last["host_memory_gib"] == last["memory_gib"] == pytest.approx(resident, rel=0.2)
+
+
+def test_the_gradient_norm_is_that_of_the_whole_gradient_before_clipping(tmp_path):
+    def plain(module, batch):
+        return LossOutput(100 * module(batch).square().mean())
+
+    def module():
+        torch.manual_seed(3)
+        return torch.nn.Linear(6, 1)
+
+    net = module()
+    (100 * net(torch.cat([batches(0, 0), batches(0, 1)])).square().mean()).backward()
+    expected = torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item()
+    seen = events(tmp_path, module=module(), loss=plain, steps=1, gradient_clip=0.1)
+    logged = next(event for event in seen if isinstance(event, Logged))
+    assert logged.values["gradient_norm"] == pytest.approx(expected, rel=1e-5)
