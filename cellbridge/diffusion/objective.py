@@ -1,8 +1,10 @@
 """The training loss L_simple, weighted per image and watched per timestep decile."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cellbridge.diffusion.monitors import band_monitors, channel_extrema, loss_figures, range_figures
 from cellbridge.diffusion.prediction import Prediction, target
@@ -30,7 +32,7 @@ class DiffusionLoss:
 
 
 def diffusion_loss(
-    network: nn.Module,
+    network: Callable[..., Any],
     x_0: Images,
     labels: Labels,
     *,
@@ -58,6 +60,24 @@ def diffusion_loss(
     alpha, sigma = schedule.coefficients(t, x_0)
     x_t = alpha * x_0 + sigma * epsilon
     output = network(x_t, t, class_labels=labels, return_dict=False)[0].to(x_0.dtype)
+    return squared_error_loss(
+        output, x_0, x_t, epsilon=epsilon, t=t, schedule=schedule, prediction=prediction, weights=weights
+    )
+
+
+def squared_error_loss(
+    output: Images,
+    x_0: Images,
+    x_t: Images,
+    *,
+    epsilon: Images,
+    t: Times,
+    schedule: Schedule,
+    prediction: Prediction,
+    weights: Tensor | None = None,
+) -> DiffusionLoss:
+    """Compute the loss of `diffusion_loss` from what the network gave for x_t = alpha x_0 + sigma epsilon."""
+    alpha, sigma = schedule.coefficients(t, x_0)
     wanted = target(prediction, x_0, epsilon, alpha=alpha, sigma=sigma)
     per_image = (output - wanted).square().flatten(1).mean(1)
     loss = per_image.mean() if weights is None else (weights * per_image).mean()
