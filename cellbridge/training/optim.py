@@ -50,23 +50,37 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.
 
 
 def load_state_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    *,
+    where: str = "optimiser state",
 ) -> None:
     """Restore what `state_tensors` returned, bit for bit.
 
+    Parameters
+    ----------
+    where : the file that they came from, for messages.
+
     Raises
     ------
-    CheckpointError : a tensor belongs to no parameter, or has another shape.
+    CheckpointError : a tensor belongs to no parameter, a parameter has a part of its state, or a shape differs.
     """
-    unknown = sorted({key.partition("/")[2] for key in tensors} - set(parameters))
+    known = {f"{key}/{name}" for key in STATE for name in parameters}
+    unknown = sorted(tensors.keys() - known)
     if unknown:
-        raise CheckpointError(f'optimiser state for "{unknown[0]}", which is no trainable parameter of this network.')
+        raise CheckpointError(f'{where}: "{unknown[0]}" belongs to no trainable parameter of this network.')
     for name, parameter in parameters.items():
-        if f"step/{name}" not in tensors:
+        missing = [f"{key}/{name}" for key in STATE if f"{key}/{name}" not in tensors]
+        if len(missing) == len(STATE):
             continue
+        if missing:
+            raise CheckpointError(
+                f'{where}: "{missing[0]}" is missing, and the rest of its parameter\'s state is there.'
+            )
         moments = {key: tensors[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq")}
         if any(moment.shape != parameter.shape for moment in moments.values()):
-            raise CheckpointError(f'optimiser state for "{name}" has another shape than {tuple(parameter.shape)}.')
+            raise CheckpointError(f'{where}: the state of "{name}" has another shape than {tuple(parameter.shape)}.')
         fused = optimizer.param_groups[0]["fused"]
         state = {key: torch.empty_like(parameter).copy_(moment) for key, moment in moments.items()}
         state["step"] = tensors[f"step/{name}"].clone().to(parameter.device if fused else "cpu")

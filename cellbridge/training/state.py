@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from cellbridge.config import TrainingConfig
-from cellbridge.errors import CheckpointError, ConfigError, ModelError, NumericalError
+from cellbridge.errors import CheckpointError, ConfigError, ModelError, NumericalError, RunError
 from cellbridge.runs import RunDir
 from cellbridge.runtime import pick_precision
 from cellbridge.training import checkpoint as checkpoints
 from cellbridge.training import optim
 from cellbridge.training.checkpoint import Snapshot
 from cellbridge.training.monitors import Clock, Window
+from cellbridge.training.profiler import Profiler
 from cellbridge.training.saving import CheckpointWriter
+from cellbridge.training.throughput import Throughput
 from cellbridge.training.watch import Watch
 
 
@@ -68,6 +71,13 @@ class Training:
     writer: CheckpointWriter
     watch: Watch
     step: int = 0
+    profiler: Profiler | None = None
+    throughput: Throughput | None = None
+    """Where the device's peak is known."""
+
+    def region(self, name: str) -> AbstractContextManager[object]:
+        """Name what happens in a block for the profiler, if there is one."""
+        return nullcontext() if self.profiler is None else self.profiler.region(name)
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """Return the sum of every process's tensor; the tensor itself where there is one process."""
@@ -172,8 +182,16 @@ def snapshot(training: Training) -> Snapshot:
 
 
 @torch.no_grad()
-def restore(training: Training, saved: Snapshot, path: Path) -> None:
+def restore(training: Training, saved: Snapshot, path: Path, *, accept_changes: bool = False) -> tuple[str, ...]:
     """Continue from a checkpoint that was made with the same inputs and fits the network exactly.
+
+    Parameters
+    ----------
+    accept_changes : continue where the inputs are others, too.
+
+    Returns
+    -------
+    A warning for each difference that was accepted.
 
     Raises
     ------
@@ -181,17 +199,24 @@ def restore(training: Training, saved: Snapshot, path: Path) -> None:
     ConfigError : it is past the last step.
     CheckpointError : its tensors are not those of the network.
     """
-    checkpoints.require_same(
-        saved, settings=checkpoints.binding_settings(training.config), identity=training.identity, path=path
-    )
+    settings = checkpoints.binding_settings(training.config)
+    changes = checkpoints.differences(saved, settings=settings, identity=training.identity)
+    if changes and not accept_changes:
+        raise RunError(
+            f"{path}: was made with other inputs ({'; '.join(changes)}). "
+            "Restore them, give another --out, or continue all the same with --accept-changes."
+        )
     if saved.step > training.config.steps:
         raise ConfigError(f"{path}: is past training.steps {training.config.steps}. Raise training.steps.")
     for kind, own, tensors in (("weights", training.weights(), saved.weights), ("ema", training.ema, saved.ema)):
         _copy(own, tensors, where=f"{path}/{kind}.safetensors")
-    optim.load_state_tensors(training.optimizer, training.parameters, saved.optimizer)
+    optim.load_state_tensors(
+        training.optimizer, training.parameters, saved.optimizer, where=f"{path}/optimizer.safetensors"
+    )
     training.window.load(saved.window)
     training.step = saved.step
     training.watch.begin(saved.step)
+    return tuple(f"{path}: was made with other inputs and is continued all the same ({change})." for change in changes)
 
 
 def last_good(training: Training) -> str:

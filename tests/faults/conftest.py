@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,12 @@ def study(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Study:
         outcome = run(*arguments, "--out", study.root / name)
         assert outcome.code == 0, outcome
     return study
+
+
+@pytest.fixture(scope="session")
+def translated(study: Study, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three cells of the test plate, translated."""
+    out = tmp_path_factory.mktemp("translated") / "translated.zarr"
+    outcome = run(*study.translate(), "--base", study.base, "--adapter", study.adapter, "--out", out)
+    assert outcome.code == 0, outcome
+    return out

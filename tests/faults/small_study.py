@@ -1,7 +1,7 @@
 """A very small study, and the commands that train on it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _NETWORK = ("network.widths=[16,32]", "network.attention_levels=[1]", "network.dropout=0.1", "sampler.steps=2")
@@ -18,6 +18,11 @@ class Study:
     """2 plates × 12 wells × 2 sites × 5 channels of 64 × 64 px, one of them for testing, and a model of each kind."""
 
     root: Path
+    other_base: Path | None = None
+
+    def with_base(self, base: Path) -> "Study":
+        """Return the study with adapters to be trained over another base."""
+        return replace(self, other_base=base)
 
     @property
     def store(self) -> Path:
@@ -25,7 +30,7 @@ class Study:
 
     @property
     def base(self) -> Path:
-        return self.root / "base"
+        return self.other_base or self.root / "base"
 
     @property
     def adapter(self) -> Path:
