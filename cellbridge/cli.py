@@ -16,12 +16,13 @@ from cellbridge.errors import CellbridgeError, did_you_mean
 
 @dataclass(frozen=True)
 class Option:
-    """A short spelling of a configuration key; `many` options may be given several times."""
+    """A short spelling of a configuration key; `many` options may be given several times, a `switch` takes no value."""
 
     flag: str
     key: str
     help: str
     many: bool = False
+    switch: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ _SEED = Option("--seed", "seed", "the seed of every random choice")
 _DEVICE = Option("--device", "device", "auto, cpu, cuda or cuda:N")
 _TRAINING = (
     Option("--resume", "resume", "auto (default: the same command continues), never, or a checkpoint's path"),
+    Option(
+        "--accept-changes",
+        "accept_changes",
+        "continue a checkpoint that was made with other data, another base or other settings",
+        switch=True,
+    ),
     Option("--keep-last", "training.keep_last", "how many checkpoints to keep"),
     Option("--init-from", "init_from", "a model directory whose weights training starts from"),
     Option("--seed", "training.seed", "the seed of every random choice"),
@@ -198,8 +205,10 @@ def _parser() -> argparse.ArgumentParser:
         for option in command.positional:
             sub.add_argument(option.flag, help=option.help, nargs="+" if option.many else None)
         for option in command.options:
-            action = "append" if option.many else "store"
-            sub.add_argument(option.flag, dest=_destination(option), metavar="VALUE", help=option.help, action=action)
+            kind: dict[str, Any] = {"action": "append" if option.many else "store", "metavar": "VALUE"}
+            if option.switch:
+                kind = {"action": "store_const", "const": True}
+            sub.add_argument(option.flag, dest=_destination(option), help=option.help, **kind)
         sub.add_argument(
             "--config", type=Path, metavar="FILE", help="settings in YAML; see pipelines/studies for examples"
         )

@@ -166,6 +166,8 @@ class DenoiserFitConfig(Section):
     augment: bool = True
     """Dequantise, flip and turn; otherwise the images are as stored."""
     resume: str = "auto"
+    accept_changes: bool = False
+    """Continue a checkpoint that was made with other data, another base or other settings, with a warning for each difference."""
     init_from: Path | None = None
     """A model's run or directory whose weights training starts from."""
     device: str = "auto"

@@ -98,6 +98,7 @@ def fit_denoiser(
         device=device,
         resume=as_resume(config.resume),
         accept_changes=config.accept_changes,
+        accept_changes=config.accept_changes,
     )
 
     def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:

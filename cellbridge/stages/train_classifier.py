@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cellbridge.networks.classifier import Classifier
     from cellbridge.training.loop import Batches, LossOutput
 
-_NOT_BINDING = {"store", "training", "held_out", "resume", "device", "init_from"}
+_NOT_BINDING = {"store", "training", "held_out", "resume", "accept_changes", "device", "init_from"}
 _RESAMPLES = 1000
 _CELLS_AT_ONCE = 1024
 
@@ -53,6 +53,8 @@ class Config(Section):
         steps=800, batch_size=64, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.99, checkpoint_every=400
     )
     resume: str = "auto"
+    accept_changes: bool = False
+    """Continue a checkpoint that was made with other data or other settings, with a warning for each difference."""
     init_from: Path | None = None
     """A classifier's run or model directory whose weights it starts from."""
     device: str = "auto"
@@ -177,6 +179,7 @@ def _train(
         identity={name: fingerprint(path) for name, path in inputs.items()} | binding(config, exclude=_NOT_BINDING),
         device=device,
         resume=as_resume(config.resume),
+        accept_changes=config.accept_changes,
     )
     finished = show(
         events,

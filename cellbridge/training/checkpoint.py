@@ -181,21 +181,15 @@ def resolve(run: RunDir, resume: Resume) -> Resumption:
     return found
 
 
-def require_same(snapshot: Snapshot, *, settings: Mapping[str, Any], identity: Mapping[str, str], path: Path) -> None:
-    """Refuse a checkpoint that was made with other data, another base or other settings, naming each difference.
+def differences(snapshot: Snapshot, *, settings: Mapping[str, Any], identity: Mapping[str, str]) -> list[str]:
+    """Return each of the data, base and settings that a checkpoint was made with and that is another one now.
 
     Settings that were binding once and are free now do not count.
-
-    Raises
-    ------
-    RunError : anything that decides the weights has changed.
     """
     then = {key: value for key, value in snapshot.settings.items() if key not in _HARMLESS}
     saved, now = {**snapshot.identity, **then}, {**identity, **settings}
     changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
-    if changed:
-        differences = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed)
-        raise RunError(f"{path}: was made with other inputs ({differences}). Restore them, or give another --out.")
+    return [f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed]
 
 
 def _short(value: Any) -> str:

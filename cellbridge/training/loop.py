@@ -42,6 +42,7 @@ def fit(
     identity: Mapping[str, str],
     device: torch.device,
     resume: Resume = "auto",
+    accept_changes: bool = False,
 ) -> Generator[Event, None, None]:
     """Train the parameters that require a gradient, and yield what happens.
 
@@ -56,6 +57,7 @@ def fit(
     batches : (steps done before, micro-batch) → batch; a pure function.
     identity : name → hash of everything else that decides the result; a checkpoint with another identity is refused.
     resume : "auto" continues from the run's newest checkpoint that verifies, "never" refuses to, a path names one.
+    accept_changes : continue a checkpoint of another identity or other settings, with a warning for each difference.
 
     Yields
     ------
@@ -89,10 +91,11 @@ def fit(
         if config.gradient_checkpointing:
             stack.enter_context(recomputing(module))
         stack.callback(training.writer.close)  # before the lock is released
+        warnings = found.warnings
         if found.snapshot is not None and found.path is not None:
-            restore(training, found.snapshot, found.path)
+            warnings += restore(training, found.snapshot, found.path, accept_changes=accept_changes)
         with stop_requests() as request:
-            yield Started(training.step, found.path, found.warnings, accelerator.is_main_process)
+            yield Started(training.step, found.path, warnings, accelerator.is_main_process)
             if config.compile != "none" and training.step < config.steps:
                 yield Compiling(training.step, config.compile)
             yield from _train(training, request)

@@ -50,7 +50,15 @@ def loss(module: nn.Module, batch: Tensor) -> LossOutput:
 
 
 def events(
-    run: Path, *, module: nn.Module | None = None, loss=loss, batches=batches, resume="auto", identity=None, **settings
+    run: Path,
+    *,
+    module: nn.Module | None = None,
+    loss=loss,
+    batches=batches,
+    resume="auto",
+    accept_changes=False,
+    identity=None,
+    **settings,
 ):
     return fit(
         module or network(),
@@ -61,6 +69,7 @@ def events(
         identity={"data": "a" * 64} if identity is None else identity,
         device=torch.device("cpu"),
         resume=resume,
+        accept_changes=accept_changes,
     )
 
 
