@@ -20,13 +20,15 @@ from cellbridge.runs import RunDir, exclusive
 from cellbridge.runtime import autocast, derive_seed, peak_memory_gib, seed_default_generators
 from cellbridge.training import checkpoint as checkpoints
 from cellbridge.training import ema as averaging
-from cellbridge.training import optim
+from cellbridge.training import optim, throughput
 from cellbridge.training.checkpoint import Resume
 from cellbridge.training.compilation import begin_micro_batch, begin_step, compiled
-from cellbridge.training.events import Compiling, Event, Finished, Logged, SampleDue, Saved, Started
+from cellbridge.training.events import Compiling, Event, Finished, Logged, Profiled, SampleDue, Saved, Started
+from cellbridge.training.profiler import profiling
 from cellbridge.training.recomputation import recomputing
 from cellbridge.training.signals import StopRequest, stop_requests
 from cellbridge.training.state import Batches, Loss, LossOutput, Training, begin_checkpoint, last_good, prepare, restore
+from cellbridge.training.throughput import Throughput
 from cellbridge.training.trackers import require_trackers
 
 __all__ = ["Batches", "Loss", "LossOutput", "fit"]
@@ -94,6 +96,9 @@ def fit(
         warnings = found.warnings
         if found.snapshot is not None and found.path is not None:
             warnings += restore(training, found.snapshot, found.path, accept_changes=accept_changes)
+        if config.profile and accelerator.is_main_process and training.step < config.steps:
+            traced = profiling(run.profile, device, step=training.step, steps=config.steps)
+            training.profiler = stack.enter_context(traced)
         with stop_requests() as request:
             yield Started(training.step, found.path, warnings, accelerator.is_main_process)
             if config.compile != "none" and training.step < config.steps:
@@ -104,9 +109,13 @@ def fit(
 
 def _train(training: Training, request: StopRequest) -> Iterator[Event]:
     config, clock, accelerator = training.config, training.clock, training.accelerator
+    if training.step < config.steps:
+        with _memory_errors(config):
+            training.throughput = _measured(training)
     while training.step < config.steps:
         with _memory_errors(config):
             _step(training, request)
+        yield from _traced(training)
         step, last = training.step, training.step == config.steps
         log = step % config.log_every == 0 or last
         stopping = _inspect(training, request, waiting=log or step % config.checkpoint_every == 0)
@@ -132,6 +141,35 @@ def _train(training: Training, request: StopRequest) -> Iterator[Event]:
         raise _stopped(training, request)
 
 
+def _measured(training: Training) -> Throughput | None:
+    """Count what a step computes, where the device's peak is known."""
+
+    def loss() -> torch.Tensor:
+        batch = training.batches(training.step, training.accelerator.process_index)
+        with autocast(training.device, training.dtype):
+            return training.loss(training.module, batch).loss
+
+    with training.clock.paused():
+        return throughput.measured(
+            training.module,
+            loss,
+            device=training.device,
+            dtype=training.dtype,
+            micro_batches=training.config.accumulation,
+            processes=training.accelerator.num_processes,
+        )
+
+
+def _traced(training: Training) -> Iterator[Profiled]:
+    """Tell the profiler that a step is done, and yield where its trace lies once there is one."""
+    if training.profiler is None:
+        return
+    with training.clock.paused():
+        path = training.profiler.end_step()
+        if path is not None:
+            yield Profiled(training.step, path)
+
+
 def _published(training: Training, *, waiting: bool) -> Iterator[Saved]:
     """Yield the checkpoint that was published since the last look, if any."""
     with training.clock.waiting_for_checkpoint():
@@ -147,24 +185,27 @@ def _step(training: Training, request: StopRequest) -> None:
     begin_step(config.compile, training.device, training.parameters.values())
     for micro in range(accelerator.process_index, config.accumulation, accelerator.num_processes):
         seed = derive_seed("training step", config.seed, training.step, micro)
-        with clock.waiting_for_data():
+        with clock.waiting_for_data(), training.region("data"):
             batch = training.batches(training.step, micro)
         seed_default_generators(seed, training.device)
         begin_micro_batch(config.compile, training.device)
-        with autocast(training.device, training.dtype):
+        with autocast(training.device, training.dtype), training.region("forward"):
             output = training.loss(training.network, batch)
-        (output.loss / config.accumulation).backward()
+        with training.region("backward"):
+            (output.loss / config.accumulation).backward()
         total += output.loss.detach() / config.accumulation
         training.window.add_monitors(output.monitors, minima=output.minima, maxima=output.maxima)
     parameters = list(training.parameters.values())
     everywhere, stops = total, None
     if accelerator.num_processes > 1:
         everywhere, stops = _sum_gradients(parameters, training, total, request)
-    norm = nn.utils.clip_grad_norm_(parameters, config.gradient_clip, foreach=True)
-    optim.set_learning_rate(training.optimizer, optim.learning_rate(training.step + 1, config))
-    training.optimizer.step()
-    training.optimizer.zero_grad(set_to_none=True)
-    averaging.update(list(training.ema.values()), parameters, updates=training.step, decay=config.ema_decay)
+    with training.region("optimizer"):
+        norm = nn.utils.clip_grad_norm_(parameters, config.gradient_clip, foreach=True)
+        optim.set_learning_rate(training.optimizer, optim.learning_rate(training.step + 1, config))
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
+    with training.region("ema"):
+        averaging.update(list(training.ema.values()), parameters, updates=training.step, decay=config.ema_decay)
     training.window.close_step(total, norm)
     training.watch.note(everywhere, norm, stops=stops)
     training.step += 1
@@ -233,6 +274,8 @@ def _values(training: Training) -> dict[str, float]:
     values = training.window.values(training.sum_over_processes, training.largest_over_processes)
     values["learning_rate"] = optim.learning_rate(training.step, training.config)
     values |= training.clock.read() | {"memory_gib": peak_memory_gib(training.device)}
+    if training.throughput is not None:
+        values |= training.throughput.values(values["seconds_per_step"])
     values["host_memory_gib"] = peak_memory_gib(torch.device("cpu"))
     training.window.reset()
     return values
