@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cellbridge.errors import CellbridgeError, did_you_mean
+from cellbridge import processes
+from cellbridge.errors import CellbridgeError, ResourceError, StoppedBySignal, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Command:
     writes: bool = True
     """Whether `--out` is required."""
     positional: tuple[Option, ...] = ()
+    shares: bool = False
+    """Whether several processes share the work; the others leave it to the main one."""
 
 
 _STORE = Option("--store", "store", "the store of real cells that `prepare` made")
@@ -74,9 +77,14 @@ COMMANDS = (
         "train_classifier",
         "train the condition classifier, which is also the offline feature extractor",
         (_STORE, *_TRAINING),
+        shares=True,
     ),
     Command(
-        "pretrain", "pretrain", "train the base diffusion model, on control cells by default", (_STORE, *_TRAINING)
+        "pretrain",
+        "pretrain",
+        "train the base diffusion model, on control cells by default",
+        (_STORE, *_TRAINING),
+        shares=True,
     ),
     Command(
         "finetune",
@@ -88,6 +96,7 @@ COMMANDS = (
             Option("--condition", "condition", "compound, compound@dose (micromolar), or a JUMP identifier"),
             *_TRAINING,
         ),
+        shares=True,
     ),
     Command(
         "translate",
@@ -107,6 +116,7 @@ COMMANDS = (
             _SEED,
             _DEVICE,
         ),
+        shares=True,
     ),
     Command(
         "evaluate",
@@ -149,6 +159,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return 0
     command = next(c for c in COMMANDS if c.name == arguments.command)
+    if not (command.shares or processes.is_main()):
+        return processes.finish()
+    with processes.watched():
+        try:
+            return _run(command, arguments)
+        except Exception:
+            code, first = processes.fail(1)
+            if first:
+                raise
+            return code
+
+
+def _run(command: Command, arguments: argparse.Namespace) -> int:
     try:
         summary = _call(command, arguments)
     except CellbridgeError as error:
@@ -159,10 +182,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = _resource_failure(error)
         if text is not None:
             return _fail(command, error, 4, debug=arguments.debug, text=text)
+        lost = processes.lost_another(error)
+        if lost is not None:
+            return _fail(command, ResourceError(lost), 4, debug=arguments.debug)
         if not isinstance(error, OSError) or error.filename is None:
             raise
         text = f"{error.filename}: {error.strerror or error}. Check the path and its permissions (--debug shows where it was used)."
         return _fail(command, error, 2, debug=arguments.debug, text=text)
+    code = processes.finish()
+    if code or not processes.is_main():
+        return code
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False, default=str))
     else:
@@ -235,7 +264,7 @@ class _Parser(argparse.ArgumentParser):
         if "invalid choice" in message and "COMMAND" in message:
             found = message.split("invalid choice: '", 1)[-1].split("'", 1)[0]
             message = f'there is no command "{found}".{did_you_mean(found, (c.name for c in COMMANDS))}'
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {message}\n" if processes.is_main() else None)
 
 
 def _settings_text(stage: str) -> str:
@@ -266,6 +295,11 @@ def _resource_failure(error: BaseException) -> str | None:
 
 
 def _fail(command: Command, error: BaseException, code: int, *, debug: bool, text: str | None = None) -> int:
+    if isinstance(error, StoppedBySignal) and not processes.is_main():
+        return processes.finish() or code  # only the main process knows what is saved
+    code, first = processes.fail(code)
+    if not first:
+        return code
     if debug:
         traceback.print_exception(error)
     kind = type(error).__name__

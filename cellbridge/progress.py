@@ -9,18 +9,20 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cellbridge import processes
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Bar:
-    """A running piece of work; `advance` it as units are done."""
+    """A running piece of work; `advance` it as units are done. Of several processes only the main one shows it."""
 
     def __init__(self, description: str, *, total: int, unit: str):
         self._description, self._total, self._unit = description, total, unit
         self._done, self._started, self._spoke = 0, time.monotonic(), time.monotonic()
         self._resumed_at = 0
         self._progress: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and processes.is_main():
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -58,6 +60,8 @@ class Bar:
             self._progress.update(self._task, completed=self._done, detail=words)
             return
         now = time.monotonic()
+        if not processes.is_main():
+            return
         if speak and (now - self._spoke >= _SECONDS_BETWEEN_LINES or self._done == self._total):
             self._spoke = now
             fresh = max(self._done - self._resumed_at, 1)

@@ -1,4 +1,4 @@
-"""Device, precision, threads, and randomness that depends on a seed and a purpose and on nothing else."""
+"""Device, precision, and randomness that depends on a seed and a purpose and on nothing else."""
 
 import hashlib
 import resource
@@ -9,11 +9,19 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from cellbridge import processes
 from cellbridge.errors import ConfigError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU."""
+    """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Of several processes on one machine, each takes the CUDA device of its own number.
+
+    Raises
+    ------
+    ConfigError : PyTorch or the machine does not have it, or there are more processes than devices.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -22,7 +30,22 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ConfigError(f'device "{name}" is not known to PyTorch. Use auto, cpu, cuda or cuda:N.') from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f'device "{name}": this machine has no usable CUDA device. Use device=cpu or auto.')
-    return device
+    return device if processes.count() == 1 else _own_device(device)
+
+
+def _own_device(device: torch.device) -> torch.device:
+    if device.type != "cuda":
+        return torch.device("cpu")
+    if device.index is not None:
+        raise ConfigError(
+            f'device "{device}": {processes.count()} processes cannot share it. Use device=cuda or auto, which gives each its own.'
+        )
+    own, here = processes.local_index(), torch.cuda.device_count()
+    if own >= here:
+        raise ConfigError(
+            f"{own + 1} or more processes were started on a machine with {here} CUDA devices. Start one process per device, or use device=cpu."
+        )
+    return torch.device("cuda", own)
 
 
 def pick_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype:

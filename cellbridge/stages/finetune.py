@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from cellbridge import processes
 from cellbridge.conditions import resolve
 from cellbridge.config import AdapterConfig, DenoiserFitConfig, TrainingConfig
 from cellbridge.data.store import describe
@@ -32,7 +33,7 @@ class Config(DenoiserFitConfig):
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
-    """Train the adapter and publish it as a peft directory under `out/model`, bound to its base by hash.
+    """Train the adapter and publish it (of several processes, the main one) as a peft directory under `out/model`, bound to its base by hash.
 
     The loss weighs classes = (condition, plate), control cells included, by the effective number of samples; with the target
     condition alone there would be one class and the weights would do nothing.
@@ -43,6 +44,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     ModelError : base and store differ in channels or size.
     """
     require_directory(out)
+    config = config.model_copy(update={"training": processes.shared(config.training)})
     info = describe(config.store)
     condition = resolve(config.condition, info.conditions, aliases=info.aliases)
     if condition.name == info.control:
@@ -81,6 +83,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         shown=[info.control, condition.name],
         description=f"finetune {condition.name}",
     )
+    if not processes.is_main():
+        return {}
     assembly.publish_adapter(RunDir(out), model, ema=finished.ema, card=card)
     return {
         "model": str(RunDir(out).model),

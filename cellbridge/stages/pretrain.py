@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from cellbridge import processes
 from cellbridge.conditions import Condition, resolve
 from cellbridge.config import DenoiserFitConfig, NetworkConfig, ScheduleConfig
 from cellbridge.data.store import StoreInfo, describe
@@ -20,13 +21,14 @@ class Config(DenoiserFitConfig):
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
-    """Train the base and publish it as a diffusers folder under `out/model`.
+    """Train the base and publish it as a diffusers folder under `out/model`; of several processes the main one does the latter.
 
     Raises
     ------
     ConditionError, StoreError : a condition or plate that the store does not hold.
     """
     require_directory(out)
+    config = config.model_copy(update={"training": processes.shared(config.training)})
     info = describe(config.store)
     names = [condition.name for condition in _conditions(config, info)]
 
@@ -60,6 +62,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         shown=names,
         description="pretrain",
     )
+    if not processes.is_main():
+        return {}
     assembly.publish_base(RunDir(out), network, ema=finished.ema, card=card)
     parameters = sum(p.numel() for p in network.parameters())
     return {"model": str(RunDir(out).model), "cells": len(rows), "parameters": parameters, "sha256": fingerprint(out)}

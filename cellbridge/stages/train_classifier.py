@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from cellbridge import processes
 from cellbridge.conditions import resolve
 from cellbridge.config import Section, TrainingConfig, binding, dump
 from cellbridge.data.store import StoreInfo, describe
@@ -63,12 +64,15 @@ class Config(Section):
 def run(config: Config, *, out: Path) -> dict[str, Any]:
     """Train the classifier, publish it under `out/model`, and judge it on real cells that were held out.
 
+    Of several processes all train, and the main one publishes and judges.
+
     Raises
     ------
     ConditionError, StoreError : a condition, plate or split that the store does not hold.
     LeakError : a well is on both sides.
     """
     require_directory(out)
+    config = config.model_copy(update={"training": processes.shared(config.training)})
     info = describe(config.store)
     names = _conditions(config, info)
 
@@ -92,6 +96,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         _start_from(classifier, config.init_from)
     inputs = {"store": config.store, **assembly.starting_weights(config.init_from, "classifier")}
     _train(classifier, store, rows, config=config, names=names, run_dir=run_dir, inputs=inputs, device=device)
+    if not processes.is_main():
+        return {}
     plates = sorted({*store.plates[rows], *assembly.inherited_plates(config.init_from)})
     _publish(classifier, run_dir, info=info, names=names, plates=plates)
     metrics: dict[str, Any] = {"extractor": extractor_name(run_dir.model), "conditions": names, "n_train": len(rows)}

@@ -1,11 +1,14 @@
 """`cellbridge translate`: what these very cells would look like under a condition, as a store of cells."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
+from cellbridge import processes
 from cellbridge.conditions import Condition, resolve
 from cellbridge.config import Section, SolverConfig
 from cellbridge.data.store import describe
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
     import torch
 
     from cellbridge.assembly import Model, ModelCard
+    from cellbridge.data.regrouping import Regrouping
     from cellbridge.data.store import Store
     from cellbridge.translators.translator import Translator
     from cellbridge.typing import CellBatch
 
 
 _PLACE = tuple(f"Metadata_{name}" for name in ("Cell", "Source", "Batch", "Plate", "Well", "Site", "Split"))
+_MASKS_AT_ONCE = 2048
 
 
 class Config(Section):
@@ -56,7 +61,8 @@ class Config(Section):
 def run(config: Config, *, out: Path) -> dict[str, Any]:
     """Translate the cells and write a store whose rows are (target condition, source cell).
 
-    Each image has a seed of its own, so the result does not depend on the batch size; the store keeps the noise `x_T` beside the
+    Each image has a seed of its own, so the result does not depend on the batch size, nor on how many processes share the batches.
+    What is translated waits on disk beside `out`, so that memory holds a few batches. The store keeps the noise `x_T` beside the
     images, for `evaluate` to test.
 
     Raises
@@ -71,7 +77,6 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     _check_out(config, out)
 
     from cellbridge import assembly
-    from cellbridge.data.balance import draw_evenly
     from cellbridge.data.store import open_store
     from cellbridge.runtime import pick_device
 
@@ -82,39 +87,32 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     translator = assembly.build_translator(config.method, models, source=source, solver=config.solver, x_T=config.x_T)
     targets = _choose(wanted, tuple(models), source=source)
     store = open_store(config.store)
-    rows = store.select(split=config.split, conditions=[source.name], plates=config.plates)
-    if len(rows) == 0:
-        raise StoreError(f"{config.store}: no cell of {source.name} in split {config.split!r} to translate.")
-    if config.n is not None:
-        rows = draw_evenly(rows, store.plates[rows], n=config.n, seed=config.seed)
-    images, x_T = _translate(config, store, translator, targets, rows, device=device)
-    counts, clipped = store.intensity.to_counts(images, list(store.plates[rows]) * len(targets))
-    _write(
-        out,
-        store,
-        rows,
-        obs=_obs(store, rows, source=source, targets=targets, model=translator.name, seed=config.seed),
-        counts=counts.numpy(),
-        x_T=None if x_T is None else x_T.numpy(),
-        attributes={
-            "aliases": dict(info.aliases),
-            "made_by": code_version(),
-            "config": config.model_dump(mode="json"),
-            "inputs": {
-                "store": fingerprint(config.store),
-                "base": base.sha256,
-                "adapters": [fingerprint(a) for a in config.adapters],
-            },
-            "trained_on": _trained_on(base.card, models, source=source, targets=targets),
-            "share_clipped": clipped,
+    rows = _rows(config, store, source)
+    results = _translated(config, store, translator, targets, rows, device=device)
+    if not processes.is_main():
+        for _ in results:
+            pass
+        return {}
+    obs = _obs(store, rows, source=source, targets=targets, model=translator.name, seed=config.seed)
+    attributes = {
+        "aliases": dict(info.aliases),
+        "made_by": code_version(),
+        "config": config.model_dump(mode="json"),
+        "inputs": {
+            "store": fingerprint(config.store),
+            "base": base.sha256,
+            "adapters": [fingerprint(a) for a in config.adapters],
         },
-        overwrite=config.overwrite,
-    )
+        "trained_on": _trained_on(base.card, models, source=source, targets=targets),
+    }
+    with _regrouped(results, store, targets=len(targets), out=out) as images:
+        attributes["share_clipped"] = images.share_clipped
+        _write(out, store, rows, obs=obs, images=images, attributes=attributes, overwrite=config.overwrite)
     return {
         "store": str(out),
         "cells": len(rows),
         "targets": [t.name for t in targets],
-        "share clipped": round(clipped, 6),
+        "share clipped": round(images.share_clipped, 6),
     }
 
 
@@ -148,6 +146,16 @@ def _choose(wanted: list[Condition], offered: tuple[Condition, ...], *, source: 
     return targets
 
 
+def _rows(config: Config, store: "Store", source: Condition) -> "np.ndarray":
+    """Return the rows of the cells to translate."""
+    from cellbridge.data.balance import draw_evenly
+
+    rows = store.select(split=config.split, conditions=[source.name], plates=config.plates)
+    if len(rows) == 0:
+        raise StoreError(f"{config.store}: no cell of {source.name} in split {config.split!r} to translate.")
+    return rows if config.n is None else draw_evenly(rows, store.plates[rows], n=config.n, seed=config.seed)
+
+
 def _trained_on(
     base: "ModelCard", models: "Mapping[Condition, Model]", *, source: Condition, targets: list[Condition]
 ) -> dict[str, list[str]]:
@@ -156,7 +164,7 @@ def _trained_on(
     return {"base": list(base.plates), **{name: list(card.plates) for name, card in used.items()}}
 
 
-def _translate(
+def _translated(
     config: Config,
     store: "Store",
     translator: "Translator",
@@ -164,25 +172,49 @@ def _translate(
     rows: "np.ndarray",
     *,
     device: "torch.device",
-) -> "tuple[torch.Tensor, torch.Tensor | None]":
+) -> "Iterator[tuple[torch.Tensor, ...]]":
+    """Yield, on the main process, for each batch of cells: counts (target, cell, channel, y, x), how many were clipped, and x_T."""
     import torch
 
     from cellbridge.runtime import autocast, pick_precision
     from cellbridge.translators.ddib import Ddib
 
     dtype = pick_precision(config.precision, device)
-    images: list[list[torch.Tensor]] = [[] for _ in targets]
-    noises: list[torch.Tensor] = []
-    with torch.inference_mode(), autocast(device, dtype), bar("translate", total=len(rows), unit="cells") as shown:
-        for start in range(0, len(rows), config.batch_size):
-            batch = _batch(store, rows[start : start + config.batch_size], seed=config.seed, device=device)
-            if isinstance(translator, Ddib):
-                noises.append(translator.encode(batch).float().cpu())
-            for i, target in enumerate(targets):
-                images[i].append(translator.translate(batch, target=target).images.float().cpu())
-            shown.advance(len(batch.cell_ids))
-    x_T = torch.cat(noises).repeat(len(targets), 1, 1, 1) if noises else None
-    return torch.cat([torch.cat(some) for some in images]), x_T
+    kept = torch.uint8 if store.info.full_scale <= 255 else torch.uint16
+
+    def work(part: "np.ndarray") -> tuple[torch.Tensor, ...]:
+        with torch.inference_mode(), autocast(device, dtype):
+            batch = _batch(store, part, seed=config.seed, device=device)
+            noise = (translator.encode(batch).float().cpu(),) if isinstance(translator, Ddib) else ()
+            images = [translator.translate(batch, target=target).images.float().cpu() for target in targets]
+        counts, share = store.intensity.to_counts(torch.cat(images), list(batch.plates) * len(targets))
+        clipped = torch.tensor(round(share * counts.numel()))
+        return counts.to(kept).view(len(targets), *images[0].shape), clipped, *noise
+
+    parts = [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
+    with bar("translate", total=len(rows), unit="cells") as shown:
+        for result in processes.in_order(parts, work):
+            yield result
+            shown.advance(result[0].shape[1])
+
+
+@contextmanager
+def _regrouped(
+    results: "Iterator[tuple[torch.Tensor, ...]]", store: "Store", *, targets: int, out: Path
+) -> "Iterator[Regrouping]":
+    """Run a translation to its end, keeping its results beside `out`, one target after the other, for the block."""
+    from cellbridge.data.regrouping import Regrouping
+
+    info = store.info
+    shape = (len(info.channels), info.size_px, info.size_px)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder,
+        Regrouping(Path(folder), targets=targets, image_shape=shape, full_scale=info.full_scale) as regrouping,
+    ):
+        for counts, clipped, *noise in results:
+            regrouping.add(counts, *noise, clipped=int(clipped))
+        yield regrouping
 
 
 def _batch(store: "Store", rows: "np.ndarray", *, seed: int, device: "torch.device") -> "CellBatch":
@@ -235,31 +267,37 @@ def _write(
     rows: "np.ndarray",
     *,
     obs: "pd.DataFrame",
-    counts: "np.ndarray",
-    x_T: "np.ndarray | None",
+    images: "Regrouping",
     attributes: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """Write images whose scale, masks and maps are those of the source cells, which repeat for every target."""
     from cellbridge.data.store import write_store
 
-    info, masks = store.info, store.masks(rows)
-    repeats = len(counts) // len(rows)
+    info = store.info
     write_store(
         out,
         obs=obs,
-        counts=counts.astype("uint8" if info.full_scale < 256 else "uint16"),
+        counts=images.counts(),
         channels=info.channels,
         full_scale=info.full_scale,
         size_px=info.size_px,
         pixel_um=info.pixel_um,
         control=info.control,
         intensity=store.intensity,
-        masks=None if masks is None else masks[list(range(len(rows))) * repeats],
-        x_T=x_T,
+        masks=_masks(store, rows, repeats=len(obs) // len(rows)),
+        x_T=images.x_T(),
         attributes=attributes,
         overwrite=overwrite,
     )
+
+
+def _masks(store: "Store", rows: "np.ndarray", *, repeats: int) -> "Iterator[np.ndarray] | None":
+    """Yield the masks of the source cells, some at a time, once for every target; None where the store has none."""
+    if store.masks(rows[:0]) is None:
+        return None
+    parts = [rows[start : start + _MASKS_AT_ONCE] for start in range(0, len(rows), _MASKS_AT_ONCE)] * repeats
+    return (masks for part in parts if (masks := store.masks(part)) is not None)
 
 
 def _of_source(column: str) -> str:
