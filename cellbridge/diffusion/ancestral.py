@@ -26,12 +26,12 @@ from cellbridge.diffusion.denoiser import Denoiser
 from cellbridge.diffusion.samplers import Sampler, estimate, signal_and_noise
 from cellbridge.diffusion.schedule import CLEAN
 from cellbridge.diffusion.timesteps import Grid, solver_times
-from cellbridge.errors import ConfigError
+from cellbridge.errors import ConfigError, ModelError
 from cellbridge.runtime import noise_per_image
 from cellbridge.typing import Images, Labels, Seeds
 
-Variance = Literal["small", "large"]
-"""Of DDPM's steps: beta~ (right for data of no spread) or beta (right for data of unit spread)."""
+Variance = Literal["small", "large", "learned"]
+"""Of DDPM's steps: beta~ (right for data of no spread), beta (right for data of unit spread), or between them as the network says."""
 
 
 @final
@@ -62,6 +62,11 @@ class Ddim(Sampler):
         """One a step."""
         return self.steps
 
+    @property
+    def stochastic(self) -> bool:
+        """At eta above 0."""
+        return self.eta > 0
+
 
 @final
 @dataclass(frozen=True)
@@ -82,6 +87,11 @@ class Ddpm(Sampler):
         """One a step."""
         return self.steps
 
+    @property
+    def stochastic(self) -> bool:
+        """Always."""
+        return True
+
 
 @torch.no_grad()
 def ddim(denoiser: Denoiser, x: Images, labels: Labels, *, times: Tensor, eta: float, seeds: Seeds) -> Images:
@@ -98,15 +108,32 @@ def ddim(denoiser: Denoiser, x: Images, labels: Labels, *, times: Tensor, eta: f
 
 @torch.no_grad()
 def ddpm(denoiser: Denoiser, x: Images, labels: Labels, *, times: Tensor, variance: Variance, seeds: Seeds) -> Images:
-    """Draw x_s ~ N(mean of q(x_s | x_t, x_0), variance) through descending `times`; the clean image takes no noise."""
+    """Draw x_s ~ N(mean of q(x_s | x_t, x_0), variance) through descending `times`; the clean image takes no noise.
+
+    Raises
+    ------
+    ModelError : the variance is to be learned, and the denoiser says nothing of it.
+    """
     for number, (start, end) in enumerate(pairwise(times.tolist())):
-        x_0, _ = estimate(denoiser, x, labels, start)
+        at = torch.full((len(x),), start, device=x.device, dtype=torch.float32)
+        x_0, fraction = denoiser.with_fraction(x, at, labels)
         small, beta = _variances(denoiser, start, end)
         (alpha, sigma), (alpha_end, sigma_end) = (signal_and_noise(denoiser, t) for t in (start, end))
         x = alpha_end * beta / sigma**2 * x_0 + alpha / alpha_end * sigma_end**2 / sigma**2 * x
         if end > CLEAN:
-            x = x + math.sqrt(small if variance == "small" else beta) * _noise(seeds, x, number)
+            x = x + _deviation(variance, fraction, small, beta) * _noise(seeds, x, number)
     return x
+
+
+def _deviation(variance: Variance, fraction: Tensor | None, small: float, beta: float) -> Tensor | float:
+    if variance != "learned":
+        return math.sqrt(small if variance == "small" else beta)
+    if fraction is None:
+        raise ModelError(
+            "solver.variance = learned: the model does not say how noisy its steps are (or guidance mixes two that do). Train the "
+            "base with schedule.variance: learned_range, or use variance: small or large."
+        )
+    return (0.5 * (fraction * math.log(beta) + (1 - fraction) * math.log(small))).exp()
 
 
 def _variances(denoiser: Denoiser, start: float, end: float) -> tuple[float, float]:

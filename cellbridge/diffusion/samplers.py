@@ -43,6 +43,11 @@ class Sampler(ABC):
     def network_calls(self) -> int:
         """How often `sample` calls the denoiser."""
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is added on the way, so that x_T alone does not decide the image."""
+        return False
+
 
 @final
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ SAMPLERS: dict[str, Sampler] = {
 STOCHASTIC = {name for name in SAMPLERS if name.startswith("ddpm") or "eta" in name}
 
 
+def test_samplers_say_whether_they_add_noise():
+    assert {name for name, sampler in SAMPLERS.items() if sampler.stochastic} == STOCHASTIC
+
+
 class Counting(Denoiser):
     """A non-linear estimate that follows image, time and label; counts its calls and keeps the times."""
 

@@ -147,6 +147,31 @@ def test_ddpm_of_the_large_variance_leaves_noise_in_their_image_where_the_last_t
     assert root_mean_square(Ddpm(20, "large").sample(denoiser, x_T, labels, seeds=SEEDS) - 0.25) < 1e-12
 
 
+class LearnedRange(GaussianDenoiser):
+    """The exact mean, and a fraction that differs from pixel to pixel."""
+
+    def with_fraction(self, x_t, t, labels):
+        return self(x_t, t, labels), 0.5 + 0.5 * torch.sin(3 * x_t)
+
+
+def test_ddpm_of_the_learned_range(monkeypatch):
+    """Their network gives v = 2 fraction - 1 in a second half of the channels, and DDIM's scheduler does not take that half off."""
+    denoiser = LearnedRange(make_schedule("linear", 100), mean=-0.4, std=0.5)
+    x_T, labels = pixels()
+    with_noise_of_ours(monkeypatch)
+    scheduler = scheduler_of(
+        DDPMScheduler, denoiser, 100, clip_sample=False, variance_type="learned_range", num_train_timesteps=100
+    )
+    x = x_T
+    for t in scheduler.timesteps:
+        _, fraction = denoiser.with_fraction(x, torch.full((4,), float(t)), labels)
+        both = torch.cat([output(scheduler, denoiser, x, t), 2 * fraction - 1], dim=1)
+        x = scheduler.step(both, t, x).prev_sample
+    assert torch.allclose(Ddpm(100, "learned").sample(denoiser, x_T, labels, seeds=SEEDS), x, atol=1e-8)
+    scheduler = scheduler_of(DDIMScheduler, denoiser, 10, num_train_timesteps=100)
+    assert scheduler.step(both, scheduler.timesteps[0], x).prev_sample.shape[1] == 2
+
+
 @pytest.mark.parametrize("runge_kutta", [False, True])
 def test_pndm(runge_kutta):
     denoiser = MixtureDenoiser(make_schedule("linear", 1000))
