@@ -5,6 +5,7 @@ step-00000500/
   ema.safetensors         its moving average
   optimizer.safetensors   exp_avg, exp_avg_sq and step of each parameter
   window.safetensors      losses and monitors since the last log step
+  method.safetensors      what the loss remembers, where it does
   state.json              step, training settings, identity of data and base
   manifest.json           sha256 of the files above; written last
 """
@@ -14,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,10 +57,15 @@ class Snapshot:
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     window: dict[str, Tensor]
+    method: dict[str, Tensor] = field(default_factory=dict)
+    """What the loss remembers from one step to the next; of most losses nothing, and there is no such file."""
 
 
 TENSORS = tuple(field.name for field in fields(Snapshot) if field.name not in ("step", "settings", "identity"))
 """The fields that hold tensors; each is a file."""
+
+_OPTIONAL = {field.name for field in fields(Snapshot) if field.default_factory is not MISSING}
+"""Of them, those that have no file where they are empty."""
 
 
 def binding_settings(config: TrainingConfig) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def save(run: RunDir, snapshot: Snapshot, *, keep_last: int) -> Path:
     target = run.checkpoint(snapshot.step)
     state = {"step": snapshot.step, "settings": snapshot.settings, "identity": snapshot.identity}
     with publish_directory(target, manifest={"kind": "checkpoint", "step": snapshot.step}) as directory:
-        for name in TENSORS:
+        for name in _files(snapshot):
             tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(snapshot, name).items()}
             with _write_errors(target):
                 save_file(tensors, directory / f"{name}.safetensors")
@@ -93,6 +99,10 @@ def save(run: RunDir, snapshot: Snapshot, *, keep_last: int) -> Path:
     for _, path in [entry for entry in run.saved_checkpoints() if entry[0] <= snapshot.step][:-keep_last]:
         discard_directory(path)
     return target
+
+
+def _files(snapshot: Snapshot) -> list[str]:
+    return [name for name in TENSORS if name not in _OPTIONAL or getattr(snapshot, name)]
 
 
 def load(directory: Path) -> Snapshot:
@@ -107,7 +117,8 @@ def load(directory: Path) -> Snapshot:
         raise CheckpointError(f"{problems[0]}. The checkpoint is damaged.")
     try:
         state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-        tensors = {name: load_file(directory / f"{name}.safetensors") for name in TENSORS}
+        there = [name for name in TENSORS if name not in _OPTIONAL or (directory / f"{name}.safetensors").is_file()]
+        tensors = {name: load_file(directory / f"{name}.safetensors") for name in there}
         return Snapshot(step=state["step"], settings=state["settings"], identity=state["identity"], **tensors)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: is no training checkpoint ({error}).") from None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +44,17 @@ class LossOutput:
 
 
 Loss = Callable[[nn.Module, Any], LossOutput]
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A loss whose next value depends on earlier ones, so that checkpoints hold what it remembers."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the live tensors; a resumed training copies the saved ones into them."""
+        ...
+
+
 Batches = Callable[[int, int], Any]
 """(steps done before, micro-batch) → batch."""
 
@@ -178,7 +189,13 @@ def snapshot(training: Training) -> Snapshot:
         ema=training.ema,
         optimizer=optim.state_tensors(training.optimizer, training.parameters),
         window=training.window.tensors(),
+        method=memory_of(training.loss),
     )
+
+
+def memory_of(loss: Loss) -> dict[str, Tensor]:
+    """Return the live tensors that a loss remembers; none of a loss that is a function."""
+    return loss.state() if isinstance(loss, Remembering) else {}
 
 
 @torch.no_grad()
@@ -210,6 +227,8 @@ def restore(training: Training, saved: Snapshot, path: Path, *, accept_changes: 
         raise ConfigError(f"{path}: is past training.steps {training.config.steps}. Raise training.steps.")
     for kind, own, tensors in (("weights", training.weights(), saved.weights), ("ema", training.ema, saved.ema)):
         _copy(own, tensors, where=f"{path}/{kind}.safetensors")
+    if not changes:  # with another loss there may be nothing to remember
+        _copy(memory_of(training.loss), saved.method, where=f"{path}/method.safetensors")
     optim.load_state_tensors(
         training.optimizer, training.parameters, saved.optimizer, where=f"{path}/optimizer.safetensors"
     )
