@@ -39,6 +39,8 @@ class Command:
     positional: tuple[Option, ...] = ()
     shares: bool = False
     """Whether several processes share the work; the others leave it to the main one."""
+    behind: tuple[str, ...] = ()
+    """Entries of the summary that only `--json` prints: the numbers behind a table."""
 
 
 _STORE = Option("--store", "store", "the store of real cells that `prepare` made")
@@ -140,6 +142,20 @@ COMMANDS = (
         positional=(Option("runs", "runs", "the evaluation, and the training runs whose curves to show", many=True),),
     ),
     Command(
+        "benchmark",
+        "benchmark",
+        "measure what cellbridge costs and gains, as ratios to other ways of doing the same",
+        (
+            Option("--parts", "parts", "the parts of the suite to measure, such as step,example (default: all)"),
+            Option("--quick", "quick", "a minute or two, with wide intervals", switch=True),
+            Option("--out", "out", "a run directory to write metrics.json, table.txt and provenance to"),
+            _DEVICE,
+        ),
+        writes=False,
+        positional=(Option("suite", "suite", "train"),),
+        behind=("suite", "machine", "parts"),
+    ),
+    Command(
         "checkpoint",
         "checkpoint",
         "list or verify the checkpoints of a run",
@@ -195,7 +211,7 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False, default=str))
     else:
-        _print_summary(summary)
+        _print_summary({key: value for key, value in summary.items() if key not in command.behind})
     return 0
 
 

@@ -18,6 +18,7 @@ from problem import Problem
 
 from cellbridge.config import TrainingConfig
 from cellbridge.diffusion.fitting import denoising_loss
+from cellbridge.errors import ResourceError
 from cellbridge.runs import RunDir
 from cellbridge.training.events import Event, Logged, Saved, Started, show
 from cellbridge.training.loop import fit
@@ -27,7 +28,7 @@ WARM_UP = 2
 """Blocks of each that are not counted."""
 
 
-class _EnoughError(Exception):
+class EnoughError(Exception):
     """All blocks are measured."""
 
 
@@ -59,6 +60,11 @@ class Duel:
     def ratio(self, *, checkpoint_every: int, clock: int = 0) -> Ratio:
         """Return how many times as fast the engine is, the cost of its checkpoints spread over the steps between two."""
         kept = ~self.disturbed
+        if not kept.any():
+            raise ResourceError(
+                "every block of steps had a checkpoint being written beside it: the disk is too slow for so many. "
+                "Point TMPDIR at a faster one."
+            )
         saving = np.maximum(0.0, np.median(self.checkpoint_seconds, axis=0)) if self.disturbed.any() else 0.0
         return paired_ratio(self.rival[kept], self.engine[kept] + saving / checkpoint_every, clock=clock)
 
@@ -139,7 +145,7 @@ class Turns:
         while len(self._rival) < 2 * ((len(self._engine) + 1) // 2):
             self._rival.append(timed(self.rival, steps=self.steps, synchronize=self.synchronize))
         if len(self._engine) >= WARM_UP + self.blocks:
-            raise _EnoughError
+            raise EnoughError
 
 
 def duel(
@@ -174,7 +180,7 @@ def duel(
                 total=(WARM_UP + blocks) * steps,
                 images_per_step=problem.batch,
             )
-        except _EnoughError:
+        except EnoughError:
             return turns.duel()
     raise AssertionError("the engine ended before its blocks were measured")
 

@@ -28,7 +28,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
-    return described
+    return described | {"summary": one_line(described)}
 
 
 def one_line(machine: dict[str, Any]) -> str:

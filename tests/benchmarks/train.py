@@ -21,6 +21,7 @@ from typing import Any
 import machine
 import torch
 from best_flags import best
+from device_limit import on_device
 from resuming import resume
 from sizes import FULL, QUICK, Size
 from speed import example, step
@@ -29,7 +30,9 @@ from cellbridge.errors import ConfigError, did_you_mean
 from cellbridge.runtime import pick_device
 
 Part = Callable[[Size, torch.device], dict[str, Any]]
-PARTS: Mapping[str, Part] = MappingProxyType({"step": step, "example": example, "best": best, "resume": resume})
+PARTS: Mapping[str, Part] = MappingProxyType(
+    {"step": step, "example": example, "best": best, "resume": resume, "device": on_device}
+)
 
 
 def run(*, parts: Sequence[str] | None = None, quick: bool = False, device: str = "auto") -> dict[str, Any]:
