@@ -1,5 +1,7 @@
 """Axes to draw on, without the global figure that pyplot keeps."""
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,6 +17,13 @@ def new_axes(width: float, height: float) -> Axes:
     """Return the only Axes of a new figure of that size in inches; the figure is at `axes.figure`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure.add_subplot()
+
+
+def new_column(width: float, heights: Sequence[float]) -> list[Axes]:
+    """Return Axes one above another, with one x axis, in a new figure; sizes in inches."""
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+    return list(axes[:, 0])
 
 
 def quiet(axes: Axes) -> Axes:

@@ -1,6 +1,9 @@
 """Curves over training steps."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
@@ -20,6 +23,28 @@ def loss_curve(
     ax.set_xlabel("step", fontsize=8)
     ax.set_ylabel(ylabel, fontsize=8)
     ax.legend(frameon=False, fontsize=7, labelcolor=INK)
+    return quiet(ax)
+
+
+def band_curves(
+    bands: Sequence[tuple[Floats, Floats]], *, labels: Sequence[str], title: str, ylabel: str, ax: Axes | None = None
+) -> Axes:
+    """Plot the running mean of ordered bands, such as timestep deciles, in colours that go from dark to bright.
+
+    Parameters
+    ----------
+    bands : (steps, values) of each, in order.
+    title : what the labels say, over the legend.
+    """
+    ax = ax or new_axes(5.2, 2.5)
+    shades = colormaps["viridis"](np.linspace(0.0, 0.9, max(2, len(bands))))
+    for (steps, values), label, colour in zip(bands, labels, shades, strict=False):
+        smooth = running_mean(values, window=max(1, len(values) // 20))
+        ax.plot(steps, smooth, color=colour, linewidth=1.1, label=label)
+    ax.set_xlabel("step", fontsize=8)
+    ax.set_ylabel(ylabel, fontsize=8)
+    legend = ax.legend(frameon=False, fontsize=6, labelcolor=INK, title=title, title_fontsize=6, loc="center left")
+    legend.set_bbox_to_anchor((1.0, 0.5))  # beside the curves, which fill the axes
     return quiet(ax)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from cellbridge.errors import RunError
 from cellbridge.runs import RunDir, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
 
 _TEMPLATE = "report.html.j2"
@@ -293,40 +295,57 @@ def _classifier_view(classifier: Mapping[str, Any]) -> dict[str, Any]:
 def _training_view(path: Path) -> dict[str, Any]:
     """Return a training run's curves, its last sample grid and its last logged values."""
     logged = [event for event in _events(RunDir(path).events) if event.get("event") == "logged"]
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    for event in logged:
-        for key, value in event.items():
-            if key.startswith("loss") and isinstance(value, int | float):
-                steps, values = curves.setdefault(key, ([], []))
-                steps.append(event["step"])
-                values.append(value)
+    axes = _training_axes(_curves(logged))
     samples = sorted(RunDir(path).samples.glob("*.png"))
     last = logged[-1] if logged else {}
     facts = {
         "steps": last.get("step"),
         "images per second": last.get("images_per_second"),
         "peak memory, GiB": last.get("memory_gib"),
+        "share of the device's peak (MFU)": last.get("mfu"),
     }
     return {
         "name": path.name,
         "facts": {key: f"{value:.4g}" for key, value in facts.items() if value is not None},
-        "curve": _png(_loss_axes(curves)) if curves else None,
+        "curve": None if axes is None else _png(axes),
         "samples": _inline(samples[-1]) if samples else None,
     }
 
 
-def _loss_axes(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> "Axes":
+def _curves(logged: Sequence[Mapping[str, Any]]) -> dict[str, tuple["np.ndarray", "np.ndarray"]]:
+    """Return the steps and values of each name that was logged as a number; a value that was not finite is left out."""
     import numpy as np
 
-    from cellbridge.plots.canvas import SERIES
-    from cellbridge.plots.curves import loss_curve
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in logged:
+        for key, value in event.items():
+            if key != "step" and isinstance(value, int | float):
+                found.setdefault(key, []).append((event["step"], value))
+    arrays = {name: np.array(points, dtype=float) for name, points in found.items()}
+    return {name: (points[:, 0], points[:, 1]) for name, points in arrays.items()}
 
-    axes = None
-    for index, (name, (steps, values)) in enumerate(curves.items()):
-        colour = SERIES[index % len(SERIES)]
-        axes = loss_curve(np.array(steps), np.array(values), label=name.replace("_", " "), colour=colour, ax=axes)
-    assert axes is not None
-    return axes
+
+def _training_axes(curves: Mapping[str, tuple["np.ndarray", "np.ndarray"]]) -> "Axes | None":
+    """Draw, one above another, what was logged of: losses, the logarithm of the loss per timestep decile, the gradient's norm."""
+    from cellbridge.plots.canvas import SERIES, new_column
+    from cellbridge.plots.curves import band_curves, loss_curve
+
+    losses = [name for name in curves if re.fullmatch(r"loss(/(?!t\d).+)?", name)]
+    bands = sorted(name for name in curves if re.fullmatch(r"log_loss/t\d", name))
+    norms = [name for name in ("gradient_norm",) if name in curves]
+    if not losses:
+        return None
+    axes = new_column(5.2, [2.3, *([2.5] if bands else []), *([1.5] if norms else [])])
+    for index, name in enumerate(losses):
+        loss_curve(*curves[name], label=name, colour=SERIES[index % len(SERIES)], ax=axes[0])
+    if bands:
+        labels = [f"{int(name[-1]) / 10:.1f}–{(int(name[-1]) + 1) / 10:.1f}" for name in bands]
+        band_curves([curves[name] for name in bands], labels=labels, title="t / T", ylabel="mean log loss", ax=axes[1])
+    for name in norms:
+        loss_curve(*curves[name], label="gradient norm", colour=SERIES[2], ylabel="norm", ax=axes[-1])
+    for upper in axes[:-1]:
+        upper.set_xlabel("")
+    return axes[0]
 
 
 def _events(file: Path) -> Iterator[dict[str, Any]]:

@@ -210,11 +210,14 @@ class _Teller:
 
 
 def with_logarithms(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the values and, after each positive one whose name begins with `loss`, its natural logarithm as `log_loss…`."""
+    """Return the values and, after each positive one whose name begins with `loss`, its natural logarithm as `log_loss…`.
+
+    A name that is given already stays: a monitor's mean of logarithms is not the logarithm of its mean.
+    """
     result: dict[str, float] = {}
     for name, value in values.items():
         result[name] = value
-        if name.startswith("loss") and value > 0:
+        if name.startswith("loss") and value > 0 and f"log_{name}" not in values:
             result[f"log_{name}"] = math.log(value)
     return result
 

@@ -9,7 +9,7 @@ import pytest
 
 from cellbridge.errors import RunError
 from cellbridge.plots.montage import montage
-from cellbridge.stages.report import Config, _summary, run
+from cellbridge.stages.report import Config, _curves, _summary, _training_axes, run
 
 
 def _estimate(value, half=0.1):
@@ -115,6 +115,21 @@ def training(tmp_path):
     lines += [{"event": "logged", "step": step, "loss": 1 / step, "images_per_second": 10.0} for step in range(1, 30)]
     (directory / "events.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     return directory
+
+
+def test_curves_are_grouped_and_what_is_not_a_loss_stays_out(training):
+    lines = [
+        {"event": "logged", "step": step, "loss": 1 / step, "gradient_norm": 2.0, "x_0/outside/t0": None, "mfu": 0.3}
+        | {f"loss/t{i}": 1.0 for i in range(10)}
+        | {f"log_loss/t{i}": -float(i) for i in range(10)}
+        for step in range(1, 30)
+    ]
+    losses, bands, norm = _training_axes(_curves(lines)).figure.axes
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["loss"]
+    assert [line.get_ydata()[-1] for line in bands.get_lines()] == [-float(i) for i in range(10)]
+    assert bands.get_legend().get_texts()[9].get_text() == "0.9–1.0"
+    assert norm.get_lines()[-1].get_ydata()[-1] == pytest.approx(2.0)
+    assert _training_axes(_curves([])) is None
 
 
 class _Sources(HTMLParser):

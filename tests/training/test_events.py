@@ -27,6 +27,7 @@ def test_logarithms_are_given_for_losses_only():
     assert values["log_loss/t000-099"] == 0.0
     assert "log_gradient_norm" not in values
     assert "log_loss/none" not in values
+    assert with_logarithms({"log_loss/t0": -3.0, "loss/t0": 1.0})["log_loss/t0"] == -3.0
 
 
 def test_truncation_drops_later_steps_torn_lines_and_an_earlier_end(tmp_path):
