@@ -194,6 +194,8 @@ def _train(
         total=config.training.steps,
         images_per_step=config.training.batch_size,
         on_start=lambda: begin(run_dir, config=dump(config), seed=config.training.seed, inputs=inputs),
+        trackers=config.training.trackers,
+        settings=config.model_dump(mode="json"),
     )
     ema.load(classifier, finished.ema)
 
