@@ -55,6 +55,18 @@ _TRAINING = (
         switch=True,
     ),
     Option("--keep-last", "training.keep_last", "how many checkpoints to keep"),
+    Option(
+        "--profile",
+        "training.profile",
+        "trace a few steps into RUN/profile, for TensorBoard or Perfetto",
+        switch=True,
+    ),
+    Option(
+        "--tracker",
+        "training.trackers",
+        "also log to wandb, mlflow, trackio, or another tracker that accelerate knows",
+        many=True,
+    ),
     Option("--init-from", "init_from", "a model directory whose weights training starts from"),
     Option("--seed", "training.seed", "the seed of every random choice"),
     _DEVICE,

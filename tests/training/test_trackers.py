@@ -5,6 +5,7 @@ import yaml
 from small_training import events, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cellbridge.cli import main
 from cellbridge.errors import ConfigError
 from cellbridge.runs import RunDir
 from cellbridge.training.events import read, show
@@ -56,6 +57,15 @@ def test_an_unknown_or_absent_tracker_is_refused_before_anything_is_created(tmp_
         tracked(tmp_path / "run", trackers=(name,))
     assert message in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_asks_for_trackers_and_a_profile(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("cellbridge.stages.pretrain.run", lambda config, *, out: seen.append(config.training) or {})
+    command = ["pretrain", "--store", "store.zarr", "--out", str(tmp_path / "run")]
+    assert main([*command, "--tracker", "wandb", "--tracker", "mlflow", "--profile"]) == 0
+    assert main(command) == 0
+    assert [(training.trackers, training.profile) for training in seen] == [(("wandb", "mlflow"), True), ((), False)]
 
 
 def test_settings_are_told_under_dotted_keys_as_plain_values():
