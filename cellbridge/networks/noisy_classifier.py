@@ -1,0 +1,43 @@
+"""A condition classifier of noisy images: the classifier of clean ones, told the time by channels of its own.
+
+References
+----------
+Dhariwal & Nichol 2021, "Diffusion models beat GANs on image synthesis", arXiv:2105.05233, section 4.1.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cellbridge.networks.classifier import Classifier
+from cellbridge.typing import Images, Times
+
+_WAVES = 4
+
+
+class NoisyClassifier(nn.Module):
+    """Logits of x_t at time t.
+
+    The time stands in `_WAVES` further channels, constant over the image: cos(pi k u) for k = 1 … and u = (t + 1) / T.
+
+    Parameters
+    ----------
+    channels : stains of an image.
+    conditions : classes, the rows of the condition embedding that is to be guided.
+    steps : T of the noise schedule.
+    widths : see `Classifier`.
+    """
+
+    def __init__(self, *, channels: int, conditions: int, steps: int, widths: tuple[int, ...] = (16, 32, 64, 64)):
+        super().__init__()
+        self.steps = steps
+        self.classifier = Classifier(channels=channels + _WAVES, conditions=conditions, widths=widths)
+
+    def forward(self, x_t: Images, t: Times) -> Tensor:
+        """Return logits: (batch, condition)."""
+        orders = torch.arange(1, _WAVES + 1, device=x_t.device, dtype=x_t.dtype)
+        waves = (math.pi * orders * ((t.to(x_t) + 1) / self.steps)[:, None]).cos()
+        shape = (len(x_t), _WAVES, *x_t.shape[2:])
+        logits: Tensor = self.classifier(torch.cat([x_t, waves[..., None, None].expand(shape)], dim=1))
+        return logits
