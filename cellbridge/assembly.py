@@ -95,7 +95,12 @@ class Base:
 
     def denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """Return the denoiser over the base's weights, or over a network of the same shape."""
-        return NetworkDenoiser(network or self.network, self.schedule, self.card.schedule.prediction)
+        return NetworkDenoiser(
+            network or self.network,
+            self.schedule,
+            self.card.schedule.prediction,
+            learned_range=self.card.schedule.variance == "learned_range",
+        )
 
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
@@ -132,7 +137,8 @@ def build_network(card: ModelCard, *, seed: int, init_from: Path | None = None) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build = BACKBONES[card.network.backbone]
-        network = build(card.network, channels=channels, size_px=card.size_px, conditions=conditions)
+        twice = {"out_channels": 2 * channels} if card.schedule.variance == "learned_range" else {}
+        network = build(card.network, channels=channels, size_px=card.size_px, conditions=conditions, **twice)
     if init_from is not None:
         weights = dict(load_unet(model_directory(init_from) / "unet").state_dict())
         require_same_keys(weights, dict(network.state_dict()), source=str(init_from))
@@ -168,6 +174,7 @@ def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], 
             prediction=card.schedule.prediction,
             betas=_betas(card.schedule),
             zero_terminal_snr=card.schedule.zero_terminal_snr,
+            learned_range=card.schedule.variance == "learned_range",
         )
         write_text(directory / CARD, card.model_dump_json(indent=2) + "\n")
 

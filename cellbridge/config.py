@@ -86,6 +86,42 @@ class ScheduleConfig(Section):
         return self
 
 
+class ObjectiveConfig(Section):
+    """What the training loss is, and how its times are drawn."""
+
+    kind: Literal["simple", "vlb", "hybrid"] = "simple"
+    """`simple`: squared error of the prediction. `vlb`: the variational bound in bits per dimension. `hybrid`: squared error, and the bound
+    for the variances alone; needs schedule.variance: learned_range."""
+    min_snr_gamma: float | None = Field(default=None, gt=0.0)
+    """Weigh the squared error by min(SNR, gamma) in the image (5 in the paper), whatever is predicted."""
+    vlb_weight: float = Field(default=1e-3, gt=0.0)
+    """Of the bound in `hybrid`."""
+    times: Literal["uniform", "importance"] = "uniform"
+    """`importance`: draw times by how large their terms of the bound have been; for `vlb`, whose terms differ by orders of magnitude."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ObjectiveConfig":
+        if self.min_snr_gamma is not None and self.kind == "vlb":
+            raise ValueError(
+                "min_snr_gamma weighs the squared error, which kind vlb has none of; use kind simple or hybrid"
+            )
+        if self.times == "importance" and self.kind != "vlb":
+            raise ValueError("importance-sampled times are for kind vlb; use times: uniform")
+        return self
+
+    def require_fit(self, schedule: ScheduleConfig) -> None:
+        """Raise ConfigError where the network's variance would not be trained, or is to be trained and is not there."""
+        if self.kind == "hybrid" and schedule.variance == "fixed":
+            raise ConfigError(
+                "objective.kind = hybrid trains the network's variance, but schedule.variance is fixed. "
+                "Set schedule.variance: learned_range, or objective.kind: simple."
+            )
+        if self.kind == "simple" and schedule.variance == "learned_range":
+            raise ConfigError(
+                "schedule.variance = learned_range, but objective.kind = simple never trains it. Set objective.kind: hybrid."
+            )
+
+
 class SolverConfig(Section):
     """How the probability-flow ODE is solved, in either direction."""
 
@@ -158,6 +194,7 @@ class DenoiserFitConfig(Section):
     plates: tuple[str, ...] | None = None
     """Train on these plates only; None takes every plate of the split."""
     split: str | None = "train"
+    objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     sampler: SolverConfig = SolverConfig(steps=13)
     """How the sample grids are drawn."""

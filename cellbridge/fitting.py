@@ -1,20 +1,25 @@
 """What the stages that fit a denoiser share: cells in memory, the training engine, and a grid of samples to look at."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cellbridge import processes
 from cellbridge.assembly import ModelCard, build_schedule
-from cellbridge.config import DenoiserFitConfig, SolverConfig, binding, dump
+from cellbridge.config import DenoiserFitConfig, ObjectiveConfig, SolverConfig, binding, dump
 from cellbridge.data.dataset import BatchSource, CellData
 from cellbridge.data.store import Store
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
-from cellbridge.diffusion.fitting import denoising_loss, noised_batches
+from cellbridge.diffusion.fitting import ImportanceLoss, Noised, noised_batches, reported, squared_error, variational
+from cellbridge.diffusion.importance import ImportanceTimes
 from cellbridge.diffusion.monitors import range_warning
 from cellbridge.diffusion.samplers import sample
+from cellbridge.diffusion.schedule import Schedule
+from cellbridge.errors import ConfigError
 from cellbridge.plots.composite import contrast_limits
 from cellbridge.plots.montage import montage
 from cellbridge.runs import RunDir, begin, fingerprint
@@ -22,7 +27,7 @@ from cellbridge.runtime import autocast, noise_per_image, pick_precision
 from cellbridge.training.checkpoint import as_resume
 from cellbridge.training.ema import applied
 from cellbridge.training.events import Finished, show
-from cellbridge.training.loop import fit
+from cellbridge.training.loop import LossOutput, fit
 
 _SAMPLES = 6
 _NOT_BINDING = ("training", "sampler", "resume", "accept_changes", "device")
@@ -79,6 +84,7 @@ def fit_denoiser(
     """
     training, device = config.training, source.data.device
     schedule = build_schedule(card.schedule).to(device)
+    loss, times = _objective(config, card, schedule, source)
     batches = noised_batches(
         source,
         steps=schedule.steps,
@@ -86,24 +92,29 @@ def fit_denoiser(
         condition_dropout=config.condition_dropout,
         device=device,
         accumulation=source.accumulation,
+        times=times,
     )
     sums = {name: fingerprint(path) for name, path in inputs.items()}
     events = fit(
         network,
-        denoising_loss(schedule, card.schedule.prediction),
+        loss,
         batches,
         config=training,
         run=run,
-        identity=sums | binding(config, exclude={*inputs, *_NOT_BINDING}),
+        identity=sums | binding(config, exclude={*inputs, *_NOT_BINDING, *_unused(config)}),
         device=device,
         resume=as_resume(config.resume),
-        accept_changes=config.accept_changes,
         accept_changes=config.accept_changes,
     )
 
     def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:
         with applied(network, ema), autocast(device, pick_precision(training.precision, device)):
-            denoiser = NetworkDenoiser(network, schedule, card.schedule.prediction)
+            denoiser = NetworkDenoiser(
+                network,
+                schedule,
+                card.schedule.prediction,
+                learned_range=card.schedule.variance == "learned_range",
+            )
             rows = [card.row(name) for name in shown]
             drawn = _samples(denoiser, rows, source.data.image_shape, sampler=config.sampler, device=device)
         _save_grid(dict(zip(shown, drawn, strict=True)), source, card, run.samples / f"step-{step:08d}.png")
@@ -120,6 +131,39 @@ def fit_denoiser(
         trackers=training.trackers,
         settings=config.model_dump(mode="json"),
     )
+
+
+def _unused(config: DenoiserFitConfig) -> set[str]:
+    """Return the settings that are off, and that a checkpoint may thus be older than."""
+    return {"objective"} if config.objective == ObjectiveConfig() else set()
+
+
+def _objective(
+    config: DenoiserFitConfig, card: ModelCard, schedule: Schedule, source: BatchSource
+) -> tuple[Callable[[nn.Module, Noised], LossOutput], Literal["any", "whole"] | ImportanceTimes]:
+    """Return the loss that the configuration asks for, and how its times are drawn."""
+    wanted, prediction = config.objective, card.schedule.prediction
+    wanted.require_fit(card.schedule)
+    if wanted.kind == "simple":
+        return reported(squared_error(schedule, prediction, min_snr_gamma=wanted.min_snr_gamma)), "any"
+    loss = variational(
+        schedule,
+        prediction,
+        objective=wanted.kind,
+        bins=source.data.bin_edges,
+        learned_range=card.schedule.variance == "learned_range",
+        min_snr_gamma=wanted.min_snr_gamma,
+        vlb_weight=wanted.vlb_weight,
+    )
+    if wanted.times == "uniform":
+        return reported(loss), "whole"
+    if processes.count() > 1:
+        raise ConfigError(
+            f"objective.times = importance remembers every loss, and {processes.count()} processes would each know their own alone. "
+            "Use times: uniform, or one process."
+        )
+    times = ImportanceTimes(schedule.steps, device=source.data.device)
+    return ImportanceLoss(loss, times), times
 
 
 def _save_grid(samples: Mapping[str, Tensor], source: BatchSource, card: ModelCard, path: Path) -> None:

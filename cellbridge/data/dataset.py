@@ -122,6 +122,18 @@ class CellData:
             images = augment.dihedral(images, augment.draw_dihedral(len(rows), generator=generator))
         return images.clamp_(-1.0, 1.0)
 
+    def bin_edges(self, images: Images, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the edges of the bin that each value of a batch lies in, in float64 where the device has it (see `AsinhTerms.bin_edges`).
+
+        Parameters
+        ----------
+        images : from `batch`, dequantised and turned or not.
+        rows : (batch,), their positions in this data.
+        """
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        terms = self._terms.at(self._plate.index_select(0, rows.to(self.device))).to(self.device, dtype)
+        return terms.bin_edges(images.to(dtype), full_scale=self.full_scale)
+
 
 class BatchSource:
     """Batches by step and micro-batch: bit-equal whether training ran through or was resumed.

@@ -38,6 +38,16 @@ class AsinhTerms:
         """Return c = median + scale sinh(g(0) + (y + 1) / 2 (g(F) - g(0)))."""
         return self.median + self.scale * torch.sinh(self.low + 0.5 * (images + 1.0) * self.span)
 
+    def bin_edges(self, images: Tensor, *, full_scale: int) -> tuple[Tensor, Tensor]:
+        """Return the lower and upper edge, in the image, of the bin [c - 1/2, c + 1/2] of the count that each value rounds to.
+
+        The bin of count 0 begins at minus infinity, and that of the full scale ends at infinity. float64 resolves the bins of
+        16-bit data, float32 does not.
+        """
+        counts = self.inverse(images).round().clamp(0, full_scale)
+        lower, upper = self.forward(counts - 0.5), self.forward(counts + 0.5)
+        return lower.masked_fill(counts == 0, -torch.inf), upper.masked_fill(counts == full_scale, torch.inf)
+
     def at(self, index: Tensor) -> "AsinhTerms":
         """Return the terms of the given plate rows, one per image."""
         return AsinhTerms(self.median[index], self.scale[index], self.low[index], self.span[index])

@@ -24,7 +24,9 @@ _LARGEST_HEAD = 32
 _PREDICTION_TYPES = {"v": "v_prediction", "epsilon": "epsilon", "x_0": "sample"}
 
 
-def build_unet(config: NetworkConfig, *, channels: int, size_px: int, conditions: int) -> "UNet2DModel":
+def build_unet(
+    config: NetworkConfig, *, channels: int, size_px: int, conditions: int, out_channels: int | None = None
+) -> "UNet2DModel":
     """Build the backbone with fresh weights, drawn as every PyTorch module draws them (from the default generator).
 
     Group normalisation has at least four channels to a group: with one, each channel of a cell would lose its own mean intensity.
@@ -33,6 +35,7 @@ def build_unet(config: NetworkConfig, *, channels: int, size_px: int, conditions
     Parameters
     ----------
     conditions : rows of the condition embedding, the unconditional row included.
+    out_channels : as many as `channels` if not given; twice as many where variances are learned.
 
     Raises
     ------
@@ -47,7 +50,7 @@ def build_unet(config: NetworkConfig, *, channels: int, size_px: int, conditions
     network = UNet2DModel(
         sample_size=size_px,
         in_channels=channels,
-        out_channels=channels,
+        out_channels=out_channels or channels,
         block_out_channels=config.widths,
         layers_per_block=config.layers_per_block,
         down_block_types=tuple(
@@ -77,10 +80,12 @@ def save_base(
     prediction: Literal["v", "epsilon", "x_0"],
     betas: tuple[float, float] | None = None,
     zero_terminal_snr: bool = False,
+    learned_range: bool = False,
 ) -> None:
     """Write a diffusers pipeline folder: `model_index.json`, `unet/` and `scheduler/`.
 
-    `DiffusionPipeline.from_pretrained(directory)` opens it as a `DDIMPipeline`. Its own `__call__` knows no conditions; loop over
+    `DiffusionPipeline.from_pretrained(directory)` opens it as a `DDIMPipeline`, or as a `DDPMPipeline` where variances are learned:
+    diffusers' DDIM scheduler does not take them off the network's output. Its own `__call__` knows no conditions; loop over
     `pipeline.scheduler.timesteps` with `pipeline.unet(x_t, t, class_labels=…)`.
 
     Parameters
@@ -88,22 +93,26 @@ def save_base(
     network : a `UNet2DModel`; its name is not kept, so that no path of this machine enters the folder.
     betas : first and last beta of the linear kinds; Ho et al.'s if not given.
     """
-    from diffusers import DDIMPipeline, DDIMScheduler
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
     schedule: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
     if kind != "cosine":
         first, last = betas or (0.1 / steps, 20 / steps)
         schedule = {"beta_schedule": kind, "beta_start": first, "beta_end": last}
-    scheduler = DDIMScheduler(
-        num_train_timesteps=steps,
-        prediction_type=_PREDICTION_TYPES[prediction],
-        clip_sample=False,
-        timestep_spacing="trailing",
-        rescale_betas_zero_snr=zero_terminal_snr,
-        **schedule,
-    )
+    schedule |= {
+        "num_train_timesteps": steps,
+        "prediction_type": _PREDICTION_TYPES[prediction],
+        "clip_sample": False,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": zero_terminal_snr,
+    }
     _forget_path(network)
-    DDIMPipeline(unet=network, scheduler=scheduler).save_pretrained(directory, safe_serialization=True)
+    if learned_range:
+        scheduler = DDPMScheduler(variance_type="learned_range", **schedule)
+        pipeline = DDPMPipeline(unet=network, scheduler=scheduler)
+    else:
+        pipeline = DDIMPipeline(unet=network, scheduler=DDIMScheduler(**schedule))
+    pipeline.save_pretrained(directory, safe_serialization=True)
 
 
 def load_unet(directory: Path) -> "UNet2DModel":

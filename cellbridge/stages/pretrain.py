@@ -29,6 +29,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     """
     require_directory(out)
     config = config.model_copy(update={"training": processes.shared(config.training)})
+    config.objective.require_fit(config.schedule)
     info = describe(config.store)
     names = [condition.name for condition in _conditions(config, info)]
 
