@@ -94,8 +94,8 @@ OnSample = Callable[[int, dict[str, Tensor]], None]
 Alarm = Callable[[Mapping[str, float]], str | None]
 """Logged values → what is wrong with them and what to do, or None."""
 
-_SETTLED = 0.25
-"""Share of a training after which an alarm judges its values; an untrained network would always raise it."""
+_SETTLED, _EARLIEST = 0.25, 100
+"""Share of a training, and steps, after which an alarm judges its values; an untrained network would always raise it."""
 
 
 def show(
@@ -124,7 +124,7 @@ def show(
     on_start : called once the run is this process's own and what it resumes has been found to fit: the time to write its
         configuration, which a refused command must leave as it is.
     on_sample : (step, EMA weights by name) → None; called at each sample step and at the end.
-    alarm : judges the logged values after a quarter of the training; what it says first is written and shown, once a run.
+    alarm : judges the logged values after a quarter of the training and 100 steps; what it says first is written and shown, once a run.
     trackers : names that accelerate knows; they are told `settings`, under dotted keys.
 
     Returns
@@ -192,7 +192,7 @@ class _Teller:
         return replace(event, values=values)
 
     def _judge(self, event: Logged) -> None:
-        if self._alarm is None or self._journal.has_warned or event.step < _SETTLED * self._total:
+        if self._alarm is None or self._journal.has_warned or event.step < max(_EARLIEST, _SETTLED * self._total):
             return
         text = self._alarm(event.values)
         if text is not None:

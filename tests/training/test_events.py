@@ -107,7 +107,10 @@ def alarmed(values):
     return "too low" if values["loss"] < 1e9 else None
 
 
-def test_an_alarm_is_told_once_a_run_and_not_of_an_untrained_network(tmp_path, capsys):
+def test_an_alarm_is_told_once_a_run_and_not_of_an_untrained_network(tmp_path, capsys, monkeypatch):
+    shown(tmp_path / "short", alarm=alarmed)  # 24 steps teach a network little
+    assert "WARNING" not in capsys.readouterr().err
+    monkeypatch.setattr("cellbridge.training.events._EARLIEST", 1)
     until(tmp_path, 4)
     training = events(tmp_path)
 
