@@ -7,7 +7,7 @@ a stage composes them with its own settings in its own file.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -147,6 +147,27 @@ class AdapterConfig(Section):
     )
 
 
+class PowerEmaConfig(Section):
+    """Averages of the weights with power-function profiles, beside the standard one; any profile can be had of them after training."""
+
+    sigma_rel: tuple[Annotated[float, Field(gt=0.0, lt=0.28)], ...] = ()
+    """Relative widths to track, such as [0.05, 0.1]; none turns this off. Each is one more copy of what is trained."""
+    snapshot_every: int = Field(default=0, ge=0)
+    """Steps between the snapshots that other profiles are made of; 0 keeps none."""
+    publish: float | None = Field(default=None, gt=0.0, lt=0.28)
+    """Width of the average that the model takes at the end, tracked or made of snapshots; None takes the standard average."""
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> "PowerEmaConfig":
+        if not self.sigma_rel and (self.snapshot_every or self.publish is not None):
+            raise ValueError("there is nothing to keep or publish; set power_ema.sigma_rel, such as [0.05, 0.1]")
+        if self.publish is not None and self.publish not in self.sigma_rel and not self.snapshot_every:
+            raise ValueError(
+                f"publish = {self.publish:g} is not tracked, and there are no snapshots to make it of; set snapshot_every"
+            )
+        return self
+
+
 class TrainingConfig(Section):
     """What the training engine needs to know, whatever the method."""
 
@@ -160,6 +181,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0.0)
     gradient_clip: float = Field(default=1.0, gt=0.0)
     ema_decay: float = Field(default=0.999, ge=0.0, lt=1.0)
+    power_ema: PowerEmaConfig = PowerEmaConfig()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast where it pays (a GPU with bf16, or a CPU with native bf16 arithmetic)."""
     compile: Literal["none", "default", "reduce-overhead", "max-autotune", "regional"] = "none"

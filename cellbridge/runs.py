@@ -83,6 +83,11 @@ class RunDir:
         return self.path / "samples"
 
     @property
+    def averages(self) -> Path:
+        """Snapshots of averages of the weights, which other averages are made of."""
+        return self.path / "averages"
+
+    @property
     def model(self) -> Path:
         """A diffusers folder, a peft directory or a classifier, with its manifest."""
         return self.path / "model"

@@ -5,6 +5,7 @@ step-00000500/
   ema.safetensors         its moving average
   optimizer.safetensors   exp_avg, exp_avg_sq and step of each parameter
   window.safetensors      losses and monitors since the last log step
+  averages.safetensors    power-function averages, where they are tracked
   method.safetensors      what the loss remembers, where it does
   state.json              step, training settings, identity of data and base
   manifest.json           sha256 of the files above; written last
@@ -57,6 +58,8 @@ class Snapshot:
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     window: dict[str, Tensor]
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    """Power-function averages, as `sigma_rel/name`."""
     method: dict[str, Tensor] = field(default_factory=dict)
     """What the loss remembers from one step to the next; of most losses nothing, and there is no such file."""
 
@@ -74,7 +77,9 @@ def binding_settings(config: TrainingConfig) -> dict[str, Any]:
     With a constant learning rate `steps` may change too: the run is extended.
     """
     free = (*_HARMLESS, "steps") if config.decay == "constant" else _HARMLESS
-    return {key: value for key, value in config.model_dump(mode="json").items() if key not in free}
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in free}
+    tracked = settings.pop("power_ema")["sigma_rel"]
+    return settings | ({"power_ema.sigma_rel": tracked} if tracked else {})
 
 
 def save(run: RunDir, snapshot: Snapshot, *, keep_last: int) -> Path:

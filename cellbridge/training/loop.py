@@ -20,14 +20,25 @@ from cellbridge.runs import RunDir, exclusive
 from cellbridge.runtime import autocast, derive_seed, peak_memory_gib, seed_default_generators
 from cellbridge.training import checkpoint as checkpoints
 from cellbridge.training import ema as averaging
-from cellbridge.training import optim, throughput
+from cellbridge.training import optim, power_ema, throughput
 from cellbridge.training.checkpoint import Resume
 from cellbridge.training.compilation import begin_micro_batch, begin_step, compiled
 from cellbridge.training.events import Compiling, Event, Finished, Logged, Profiled, SampleDue, Saved, Started
 from cellbridge.training.profiler import profiling
 from cellbridge.training.recomputation import recomputing
 from cellbridge.training.signals import StopRequest, stop_requests
-from cellbridge.training.state import Batches, Loss, LossOutput, Training, begin_checkpoint, last_good, prepare, restore
+from cellbridge.training.state import (
+    Batches,
+    Loss,
+    LossOutput,
+    Training,
+    begin_checkpoint,
+    keep_averages,
+    last_good,
+    prepare,
+    published_average,
+    restore,
+)
 from cellbridge.training.throughput import Throughput
 from cellbridge.training.trackers import require_trackers
 
@@ -104,7 +115,7 @@ def fit(
             if config.compile != "none" and training.step < config.steps:
                 yield Compiling(training.step, config.compile)
             yield from _train(training, request)
-        yield Finished(training.step, dict(training.ema))
+        yield Finished(training.step, published_average(training))
 
 
 def _train(training: Training, request: StopRequest) -> Iterator[Event]:
@@ -116,6 +127,7 @@ def _train(training: Training, request: StopRequest) -> Iterator[Event]:
         with _memory_errors(config):
             _step(training, request)
         yield from _traced(training)
+        keep_averages(training)
         step, last = training.step, training.step == config.steps
         log = step % config.log_every == 0 or last
         stopping = _inspect(training, request, waiting=log or step % config.checkpoint_every == 0)
@@ -206,6 +218,7 @@ def _step(training: Training, request: StopRequest) -> None:
         training.optimizer.zero_grad(set_to_none=True)
     with training.region("ema"):
         averaging.update(list(training.ema.values()), parameters, updates=training.step, decay=config.ema_decay)
+    power_ema.update(training.averages, parameters, updates=training.step)
     training.window.close_step(total, norm)
     training.watch.note(everywhere, norm, stops=stops)
     training.step += 1

@@ -17,7 +17,7 @@ from cellbridge.errors import CheckpointError, ConfigError, ModelError, Numerica
 from cellbridge.runs import RunDir
 from cellbridge.runtime import pick_precision
 from cellbridge.training import checkpoint as checkpoints
-from cellbridge.training import optim
+from cellbridge.training import optim, power_ema
 from cellbridge.training.checkpoint import Snapshot
 from cellbridge.training.monitors import Clock, Window
 from cellbridge.training.profiler import Profiler
@@ -81,6 +81,8 @@ class Training:
     clock: Clock
     writer: CheckpointWriter
     watch: Watch
+    averages: power_ema.Averages
+    """Power-function averages, where they are tracked."""
     step: int = 0
     profiler: Profiler | None = None
     throughput: Throughput | None = None
@@ -159,6 +161,9 @@ def prepare(
         clock=Clock(),
         writer=CheckpointWriter(run, keep_last=config.keep_last, beside=config.async_checkpoints),
         watch=Watch(device),
+        averages={
+            sigma: {name: p.detach().clone() for name, p in parameters.items()} for sigma in config.power_ema.sigma_rel
+        },
     )
 
 
@@ -189,6 +194,7 @@ def snapshot(training: Training) -> Snapshot:
         ema=training.ema,
         optimizer=optim.state_tensors(training.optimizer, training.parameters),
         window=training.window.tensors(),
+        averages=power_ema.flattened(training.averages),
         method=memory_of(training.loss),
     )
 
@@ -227,8 +233,16 @@ def restore(training: Training, saved: Snapshot, path: Path, *, accept_changes: 
         raise ConfigError(f"{path}: is past training.steps {training.config.steps}. Raise training.steps.")
     for kind, own, tensors in (("weights", training.weights(), saved.weights), ("ema", training.ema, saved.ema)):
         _copy(own, tensors, where=f"{path}/{kind}.safetensors")
-    if not changes:  # with another loss there may be nothing to remember
-        _copy(memory_of(training.loss), saved.method, where=f"{path}/method.safetensors")
+    averages = power_ema.flattened(training.averages)
+    for kind, own, tensors in (
+        ("averages", averages, saved.averages),
+        ("method", memory_of(training.loss), saved.method),
+    ):
+        if not changes or (own and tensors):  # with other settings there may be nothing to continue
+            _copy(own, tensors, where=f"{path}/{kind}.safetensors")
+    if averages and not saved.averages:
+        for average in training.averages.values():
+            torch._foreach_copy_(list(average.values()), [p.detach() for p in training.parameters.values()])
     optim.load_state_tensors(
         training.optimizer, training.parameters, saved.optimizer, where=f"{path}/optimizer.safetensors"
     )
@@ -237,6 +251,25 @@ def restore(training: Training, saved: Snapshot, path: Path, *, accept_changes: 
     training.watch.begin(saved.step)
     return tuple(f"{path}: was made with other inputs and is continued all the same ({change})." for change in changes)
     return tuple(f"{path}: was made with other inputs and is continued all the same ({change})." for change in changes)
+
+
+def keep_averages(training: Training) -> None:
+    """Write a snapshot of the power-function averages from the main process, at the steps that ask for one."""
+    every = training.config.power_ema.snapshot_every
+    if every and training.step % every == 0 and training.accelerator.is_main_process:
+        power_ema.save(training.run.averages, training.averages, step=training.step)
+
+
+def published_average(training: Training) -> dict[str, Tensor]:
+    """Return the average that the model takes: the standard one, or one of a power-function profile."""
+    wanted = training.config.power_ema.publish
+    if wanted is None:
+        return dict(training.ema)
+    if wanted in training.averages:
+        return dict(training.averages[wanted])
+    stored = power_ema.load(training.run.averages, before=training.step)
+    stored += [power_ema.Stored(training.step, sigma, average) for sigma, average in training.averages.items()]
+    return power_ema.reconstruct(stored, step=training.step, sigma_rel=wanted)
 
 
 def last_good(training: Training) -> str:
