@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 _LOOK_EVERY_S = 0.2
-_GRACE_S = 10.0
+_GRACE_S = 5.0
 """How long a process may take to end by itself once another has failed."""
 _LONGEST_ITEM = timedelta(days=1)
 _ANSWER = timedelta(seconds=30)

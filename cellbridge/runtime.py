@@ -16,29 +16,28 @@ from cellbridge.errors import ConfigError
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
-    Of several processes on one machine, each takes the CUDA device of its own number.
+    Of several processes on one machine, each takes the CUDA device of its own number, or all share the CPU.
 
     Raises
     ------
-    ConfigError : PyTorch or the machine does not have it, or there are more processes than devices.
+    ConfigError : PyTorch or the machine does not have it, or not one for each process.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        alone = processes.count() == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if alone and torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f'device "{name}" is not known to PyTorch. Use auto, cpu, cuda or cuda:N.') from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f'device "{name}": this machine has no usable CUDA device. Use device=cpu or auto.')
-    return device if processes.count() == 1 else _own_device(device)
+    return device if processes.count() == 1 or device.type == "cpu" else _own_device(device)
 
 
 def _own_device(device: torch.device) -> torch.device:
-    if device.type != "cuda":
-        return torch.device("cpu")
-    if device.index is not None:
+    if device.type != "cuda" or device.index is not None:
         raise ConfigError(
-            f'device "{device}": {processes.count()} processes cannot share it. Use device=cuda or auto, which gives each its own.'
+            f'device "{device}": {processes.count()} processes cannot share it. Use device=cuda, which gives each its own, or cpu.'
         )
     own, here = processes.local_index(), torch.cuda.device_count()
     if own >= here:

@@ -11,7 +11,21 @@ from typing import Any
 
 _WARM = multiprocessing.get_context("forkserver")  # imports once, for all commands of a test session
 _WARM.set_forkserver_preload(
-    ["cellbridge.assembly", "cellbridge.fitting", "cellbridge.stages.train_classifier", "torch.distributed"]
+    [
+        "cellbridge.assembly",
+        "cellbridge.fitting",
+        "cellbridge.stages.train_classifier",
+        "anndata",
+        "diffusers.models.unets.unet_2d",
+        "diffusers.pipelines.ddim",
+        "diffusers.pipelines.pipeline_utils",
+        "diffusers.schedulers.scheduling_ddim",
+        "peft",
+        "scipy.stats",
+        "torch._dynamo",
+        "torch.distributed",
+        "torch.utils.tensorboard",
+    ]
 )
 _SECONDS = 120
 

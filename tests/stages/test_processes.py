@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -208,6 +210,7 @@ def test_a_command_that_is_not_shared_is_left_to_the_main_process(study: Path) -
     assert ended.out[1] == ""
 
 
+@pytest.mark.slow
 def test_stopped_processes_have_saved_and_one_process_continues(study: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     steady = [*FEW, *NETWORK, "--set", "training.decay=constant", "--out", run.path]
@@ -227,3 +230,42 @@ def test_stopped_processes_have_saved_and_one_process_continues(study: Path, tmp
     assert f"stopped at step {step} of 9000; saved" in ended.complaints[0]
     call(1, *long, "--set", f"training.steps={step + 2}")
     assert [event["step"] for event in read(run.events) if event["event"] == "logged"] == list(range(1, step + 3))
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", list(LAUNCHERS))
+def test_the_launchers_train_with_the_losses_of_one_process(study: Path, launcher: str) -> None:
+    few = ["--store", study / "store.zarr", *FEW, *NETWORK, "--json", "--out", study / launcher]
+    line = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "cellbridge", "pretrain", *map(str, few)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["model"] == str(study / launcher / "model")
+    np.testing.assert_allclose(losses(study / launcher), losses(study / "pretrain-1"), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_asked_to_stop_leaves_a_checkpoint(study: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    long = [*FEW, *NETWORK, "--set", "training.steps=9000", "--set", "training.checkpoint_every=9000"]
+    line = ["-m", "cellbridge", "pretrain", "--store", study / "store.zarr", *long, "--out", run.path]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", *LAUNCHERS["torchrun"], *map(str, line)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not run.events.is_file() or '"logged"' not in run.events.read_text(encoding="utf-8"):
+        assert launcher.poll() is None
+        time.sleep(0.1)
+    launcher.terminate()
+    _, error = launcher.communicate(timeout=120)
+    step, path = run.saved_checkpoints()[-1]
+    assert error.count(f"stopped at step {step} of 9000; saved {path}") == 1
+    assert verify_directory(path) == []
