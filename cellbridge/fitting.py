@@ -48,8 +48,14 @@ def batch_source(
     conditions: Sequence[str],
     device: torch.device,
     weights: Tensor | None = None,
+    sampling: Tensor | None = None,
 ) -> BatchSource:
-    """Hold the cells of `rows` in memory, labelled by embedding row, and order them by (seed, step)."""
+    """Hold the cells of `rows` in memory, labelled by embedding row, and order them by (seed, step).
+
+    Parameters
+    ----------
+    weights, sampling : (row,) or None for alike: of each cell in the loss, and in proportion to which it is drawn.
+    """
     labels = labels_of(store.condition_names[rows], conditions)
     return BatchSource(
         CellData.load(store, rows, labels=labels, device=device),
@@ -58,6 +64,7 @@ def batch_source(
         seed=config.training.seed,
         augment=config.augment,
         weights=weights,
+        sampling=sampling,
     )
 
 
@@ -71,6 +78,7 @@ def fit_denoiser(
     inputs: Mapping[str, Path],
     shown: Sequence[str],
     description: str,
+    facts: Mapping[str, float] | None = None,
 ) -> Finished:
     """Train a backbone on the diffusion loss, showing progress, and draw a labelled grid of samples at the end.
 
@@ -81,6 +89,7 @@ def fit_denoiser(
     ----------
     inputs : what the result depends on, beside the configuration: hashed, and a checkpoint of other inputs is refused.
     shown : the conditions that the sample grid draws.
+    facts : numbers of the training data, told when training starts.
     """
     training, device = config.training, source.data.device
     schedule = build_schedule(card.schedule).to(device)
@@ -130,12 +139,14 @@ def fit_denoiser(
         alarm=range_warning,
         trackers=training.trackers,
         settings=config.model_dump(mode="json"),
+        facts=facts,
     )
 
 
 def _unused(config: DenoiserFitConfig) -> set[str]:
-    """Return the settings that are off, and that a checkpoint may thus be older than."""
-    return {"objective"} if config.objective == ObjectiveConfig() else set()
+    """Return the settings at a default that changes nothing, which a checkpoint may thus be older than."""
+    defaults = {"objective": ObjectiveConfig(), "balance": "weights"}
+    return {name for name, default in defaults.items() if getattr(config, name, default) == default}
 
 
 def _objective(

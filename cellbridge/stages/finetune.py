@@ -1,7 +1,7 @@
 """`cellbridge finetune --condition X`: one LoRA adapter over the frozen base, with a class-balanced loss."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -30,13 +30,16 @@ class Config(DenoiserFitConfig):
     """Share of control cells among the training cells: they keep the control where it is, and give the classes a meaning."""
     beta: float = Field(default=0.999, ge=0.0, le=1.0)
     """Effective number of samples (Cui et al. 2019): 0 weighs all cells alike, 1 all classes alike."""
+    balance: Literal["weights", "sampling"] = "weights"
+    """How rare classes are made up for: cells weighted in the loss, or drawn more often, which repeats them but adds no variance."""
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
     """Train the adapter and publish it (of several processes, the main one) as a peft directory under `out/model`, bound to its base by hash.
 
-    The loss weighs classes = (condition, plate), control cells included, by the effective number of samples; with the target
-    condition alone there would be one class and the weights would do nothing.
+    The loss weighs (or training draws) classes = (condition, plate), control cells included, by the effective number of samples; with
+    the target condition alone there would be one class and the weights would do nothing. The effective sample size says what the
+    weights cost in variance; below half of the cells, prefer `balance: sampling`.
 
     Raises
     ------
@@ -53,7 +56,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         )
 
     from cellbridge import assembly, fitting
-    from cellbridge.data.balance import classes_of, sample_weights
+    from cellbridge.data.balance import classes_of, effective_sample_size, sample_weights
     from cellbridge.data.store import open_store
     from cellbridge.runtime import pick_device
 
@@ -72,16 +75,20 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         store_sha256=fingerprint(config.store),
     )
     weights = sample_weights(classes_of(names, plates)[0], beta=config.beta)
+    facts = {"cells": len(rows), "effective_sample_size": round(effective_sample_size(weights), 1)}
     model = assembly.attach_adapter(base, config.adapter, seed=config.training.seed, init_from=config.init_from)
     finished = fitting.fit_denoiser(
         model,
-        fitting.batch_source(store, rows, config, conditions=card.conditions, device=device, weights=weights),
+        fitting.batch_source(
+            store, rows, config, conditions=card.conditions, device=device, **{config.balance: weights}
+        ),
         card,
         config=config,
         run=RunDir(out),
         inputs={"store": config.store, "base": config.base, **starting},
         shown=[info.control, condition.name],
         description=f"finetune {condition.name}",
+        facts=facts,
     )
     if not processes.is_main():
         return {}
@@ -91,6 +98,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         "condition": condition.name,
         "cells": int((names == condition.name).sum()),
         "replayed control cells": int((names != condition.name).sum()),
+        "effective sample size": facts["effective_sample_size"],
         "trainable parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "sha256": fingerprint(out),
     }

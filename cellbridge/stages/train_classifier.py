@@ -95,7 +95,9 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if config.init_from is not None:
         _start_from(classifier, config.init_from)
     inputs = {"store": config.store, **assembly.starting_weights(config.init_from, "classifier")}
-    _train(classifier, store, rows, config=config, names=names, run_dir=run_dir, inputs=inputs, device=device)
+    effective = _train(
+        classifier, store, rows, config=config, names=names, run_dir=run_dir, inputs=inputs, device=device
+    )
     if not processes.is_main():
         return {}
     plates = sorted({*store.plates[rows], *assembly.inherited_plates(config.init_from)})
@@ -104,7 +106,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if held_out is not None:
         metrics["held_out"] = _judge(classifier, store, held_out, names=names, seed=config.training.seed)
     write_json(run_dir.metrics, metrics)
-    return _summary(run_dir, metrics, n=len(rows)) | {"sha256": fingerprint(out)}
+    summary = _summary(run_dir, metrics, n=len(rows))
+    return summary | {"effective sample size": effective, "sha256": fingerprint(out)}
 
 
 def _conditions(config: Config, info: StoreInfo) -> list[str]:
@@ -153,8 +156,8 @@ def _train(
     run_dir: RunDir,
     inputs: dict[str, Path],
     device: "torch.device",
-) -> None:
-    """Fit the classifier and leave the averaged weights in it."""
+) -> float:
+    """Fit the classifier, leave the averaged weights in it, and return the effective sample size of its balanced cells."""
     import torch
 
     from cellbridge.data import balance
@@ -166,7 +169,8 @@ def _train(
 
     index = {name: i for i, name in enumerate(names)}
     labels = torch.tensor([index[name] for name in store.condition_names[rows]])
-    weights = balance.sample_weights(labels, beta=config.beta)
+    weights = balance.sample_weights(labels, beta=0.0 if config.balance == "none" else config.beta)
+    effective = round(balance.effective_sample_size(weights), 1)
     source = BatchSource(
         CellData.load(store, rows, labels=labels, device=device),
         batch_size=config.training.batch_size,
@@ -194,10 +198,12 @@ def _train(
         total=config.training.steps,
         images_per_step=config.training.batch_size,
         on_start=lambda: begin(run_dir, config=dump(config), seed=config.training.seed, inputs=inputs),
+        facts={"cells": len(rows), "effective_sample_size": effective},
         trackers=config.training.trackers,
         settings=config.model_dump(mode="json"),
     )
     ema.load(classifier, finished.ema)
+    return effective
 
 
 def _cross_entropy(network: "torch.nn.Module", batch: Any) -> "LossOutput":

@@ -1,4 +1,8 @@
-"""The exponential moving average of the weights, with the usual warm-up."""
+"""The exponential moving average of the weights, with the usual warm-up.
+
+Of an adapter the factors A and B are averaged, and not the update B A that they make: the product of their averages is not the average
+of the products, though near it where the factors move little within the average's memory.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -110,6 +110,7 @@ def show(
     alarm: Alarm | None = None,
     trackers: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    facts: Mapping[str, float] | None = None,
 ) -> Finished:
     """Drive a training to its end, writing and showing what it tells.
 
@@ -126,6 +127,7 @@ def show(
     on_sample : (step, EMA weights by name) → None; called at each sample step and at the end.
     alarm : judges the logged values after a quarter of the training and 100 steps; what it says first is written and shown, once a run.
     trackers : names that accelerate knows; they are told `settings`, under dotted keys.
+    facts : name → number that holds for the whole training, written into the `started` line and shown.
 
     Returns
     -------
@@ -142,6 +144,7 @@ def show(
                 journal = stack.enter_context(_Journal.opened(run, after_step=event.step, track=track))
                 shown = stack.enter_context(bar(description, total=total, unit="steps"))
                 teller = _Teller(journal, shown, description, total=total, images_per_step=images_per_step, alarm=alarm)
+                teller.tell_facts(facts or {})
             if teller is not None:
                 teller.tell(event)
                 if isinstance(event, SampleDue | Finished) and on_sample is not None:
@@ -167,6 +170,13 @@ class _Teller:
         self._journal, self._shown, self._description = journal, shown, description
         self._total, self._images_per_step, self._alarm = total, images_per_step, alarm
         self._done = 0
+
+    def tell_facts(self, facts: Mapping[str, float]) -> None:
+        """Say what holds for the whole training, and keep it for the `started` line."""
+        self._journal.facts = dict(facts)
+        if facts:
+            words = " · ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in facts.items())
+            sys.stderr.write(f"{self._description}: {words}\n")
 
     def tell(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -255,6 +265,7 @@ class _Journal:
         run.path.mkdir(parents=True, exist_ok=True)
         truncate(run.events, after_step=after_step if after_step else -1)
         self.has_warned = run.events.is_file() and any(entry.get("event") == "warned" for entry in read(run.events))
+        self.facts: dict[str, float] = {}
         self._run, self._track = run, track
         self._lines = run.events.open("a", encoding="utf-8")
         self._board: Any = SummaryWriter(run.tensorboard, purge_step=after_step + 1)
@@ -278,8 +289,8 @@ class _Journal:
             for name, value in event.values.items():
                 self._board.add_scalar(name, value, event.step)
             self._track(event.step, event.values)
-        if isinstance(event, Started) and event.warnings:
-            entry["warnings"] = list(event.warnings)
+        if isinstance(event, Started):
+            entry |= self.facts | ({"warnings": list(event.warnings)} if event.warnings else {})
         if isinstance(event, Saved):
             entry["checkpoint"] = event.path.name
         if isinstance(event, Compiling):

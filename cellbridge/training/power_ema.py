@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ Averages = dict[float, dict[str, Tensor]]
 """sigma_rel → name → average."""
 
 
+@cache
 def gamma_of(sigma_rel: float) -> float:
     """Return the power gamma of the profile of a relative standard deviation: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
     share = sigma_rel**-2

@@ -11,6 +11,7 @@ from cellbridge.config import load
 from cellbridge.errors import ConfigError
 from cellbridge.runs import RunDir
 from cellbridge.stages import finetune, pretrain
+from cellbridge.training.events import read
 
 SMALL = [
     "network.widths=[8,8]",
@@ -91,3 +92,15 @@ def test_combinations_that_train_nothing_are_refused_and_nothing_is_written(sett
     with pytest.raises(ConfigError, match=message):
         pretrained(tmp_path / "absent.zarr", tmp_path / "base", *settings)
     assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("balance", ["weights", "sampling"])
+def test_finetune_says_how_many_equally_weighted_cells_its_own_are_worth(store, tmp_path, balance):
+    """12 treated and 4 control cells in 4 classes of 6, 6, 2 and 2: at beta = 1 the weights are 2/3 and 2, and (sum w)^2 / sum w^2 is 12."""
+    base = pretrained(store, tmp_path / "base")
+    settings = [*SMALL[2:], f"store={store}", f"base={base}", "condition=shrinker@1", "adapter.rank=2", "beta=1"]
+    summary = finetune.run(load(finetune.Config, overrides=[*settings, f"balance={balance}"]), out=tmp_path / "adapter")
+    assert (summary["cells"], summary["replayed control cells"]) == (12, 4)
+    assert summary["effective sample size"] == pytest.approx(12.0)
+    started = read(RunDir(tmp_path / "adapter").events)[0]
+    assert (started["event"], started["cells"], started["effective_sample_size"]) == ("started", 16, 12.0)

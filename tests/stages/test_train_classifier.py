@@ -15,6 +15,7 @@ from cellbridge.networks.classifier import extractor_name, load_classifier_direc
 from cellbridge.runs import RunDir, file_sha256, read_manifest, verify_directory
 from cellbridge.stages import train_classifier
 from cellbridge.stages.train_classifier import Config
+from cellbridge.training import events
 
 CONDITIONS = ("DMSO", "taxol")
 TRAINING = TrainingConfig(
@@ -143,3 +144,11 @@ def test_a_misspelt_condition_does_not_wait_for_torch(store, tmp_path):
     )
     written = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert written.stdout.split() == ["ConditionError", "False"]
+
+
+def test_it_says_how_many_equally_weighted_cells_its_own_are_worth(trained):
+    out, summary = trained
+    started = events.read(RunDir(out).events)[0]
+    assert started["cells"] == summary["cells"]
+    assert started["effective_sample_size"] == summary["effective sample size"]
+    assert summary["effective sample size"] < summary["cells"]  # taxol is the rarer condition
