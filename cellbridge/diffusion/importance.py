@@ -28,7 +28,7 @@ class ImportanceTimes:
 
     A loss is noted as it comes, and counts from the next step's draw on: so a step is a function of what `state` held before it,
     however it is cut into micro-batches, and computing a loss twice (to count its operations) changes nothing. Everything stays on the
-    device. T = 1000 needs about 24,000 images until every time has its ten losses.
+    device. T = 1000 needs about 23,000 images, drawn in strata by 32 or by 128, until every time has its ten losses.
 
     Parameters
     ----------
