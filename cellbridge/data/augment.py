@@ -35,10 +35,15 @@ def dihedral(images: Tensor, elements: Tensor) -> Tensor:
     images : (batch, …, y, x) of any type, square.
     elements : (batch,), int64, in 0..7.
     """
-    e = elements.to(images.device).view(-1, *([1] * (images.ndim - 1)))
-    images = torch.where((e & 4) > 0, images.transpose(-1, -2), images)
-    images = torch.where((e & 2) > 0, images.flip(-2), images)
-    return torch.where((e & 1) > 0, images.flip(-1), images)
+    size, channels = images.shape[-1], (1,) * (images.ndim - 3)
+    e = elements.to(images.device).view(-1, 1, 1)
+    # The places are turned once for all channels, and each pixel is moved once.
+    places = torch.arange(size * size, device=images.device).view(1, size, size)
+    places = torch.where((e & 4) > 0, places.transpose(-1, -2), places)
+    places = torch.where((e & 2) > 0, places.flip(-2), places)
+    places = torch.where((e & 1) > 0, places.flip(-1), places)
+    flat = images.flatten(-2)
+    return flat.gather(-1, places.reshape(len(images), *channels, -1).expand(flat.shape)).view(images.shape)
 
 
 def draw_dihedral(n: int, *, generator: Generator) -> Tensor:
