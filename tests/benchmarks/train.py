@@ -20,6 +20,7 @@ from typing import Any
 
 import machine
 import torch
+from adapter_part import adapter
 from best_flags import best
 from device_limit import on_device
 from resuming import resume
@@ -31,7 +32,7 @@ from cellbridge.runtime import pick_device
 
 Part = Callable[[Size, torch.device], dict[str, Any]]
 PARTS: Mapping[str, Part] = MappingProxyType(
-    {"step": step, "example": example, "best": best, "resume": resume, "device": on_device}
+    {"step": step, "example": example, "best": best, "resume": resume, "adapter": adapter, "device": on_device}
 )
 
 
