@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -207,7 +208,7 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as error:
         return _fail(command, error, 130, debug=arguments.debug, text="stopped before anything had to be saved")
     except (MemoryError, OSError, RuntimeError) as error:
-        text = _resource_failure(error)
+        text = _resource_failure(error, out=arguments.out if command.writes else None)
         if text is not None:
             return _fail(command, error, 4, debug=arguments.debug, text=text)
         lost = processes.lost_another(error)
@@ -307,7 +308,8 @@ def _destination(option: Option) -> str:
     return option.flag if not option.flag.startswith("-") else "option_" + option.key.replace(".", "_")
 
 
-def _resource_failure(error: BaseException) -> str | None:
+def _resource_failure(error: BaseException, *, out: Path | None) -> str | None:
+    """Say what ran out, memory or disk; None where nothing did. A write to a file that is open names no file: `out` stands for it."""
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -318,7 +320,9 @@ def _resource_failure(error: BaseException) -> str | None:
             f"the same ({' '.join(str(error).split())[:200]})"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{error.filename or 'the disk'}: {error.strerror}. Free some space and run the same command again."
+        place = Path(error.filename or out or ".")
+        free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+        return f"{place}: {error.strerror} ({free} bytes free). Free some space and run the same command again."
     return None
 
 

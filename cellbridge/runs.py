@@ -352,12 +352,13 @@ def _disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        short = error.errno is None and "requested and" in str(error)  # numpy's tofile says no more of a short write
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not short:
             raise
         parent = next(p for p in (target, *target.parents) if p.exists())
         free = shutil.disk_usage(parent).free
         raise ResourceError(
-            f"{target}: cannot be written ({error.strerror}; {free} bytes free). Free some space and run the same command again."
+            f"{target}: cannot be written ({error.strerror or error}; {free} bytes free). Free some space and run the same command again."
         ) from error
 
 

@@ -123,3 +123,13 @@ def test_a_checkpoint_too_large_for_the_disk_leaves_the_one_before_to_continue_f
     for place in (out, tmp_path / "whole"):
         assert run(*arguments, "--out", place).code == 0
     assert sums(out, 8) == sums(tmp_path / "whole", 8)
+
+
+@pytest.mark.parametrize("verb", ["synthesize", "prepare"])
+def test_data_that_does_not_fit_the_disk_leaves_nothing(study: Study, run: Run, tmp_path: Path, verb: str) -> None:
+    """Row 9, for what is written before training."""
+    arguments = dict(study.made_by())["plates" if verb == "synthesize" else "store.zarr"]
+    line = one_line(run(*arguments, "--out", tmp_path / "out", limits=Limits(file_bytes=6000)), code=4)
+    assert str(tmp_path) in line
+    assert re.search(r"\d+ bytes", line)
+    assert list(tmp_path.iterdir()) == []

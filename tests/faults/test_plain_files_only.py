@@ -101,9 +101,7 @@ def test_a_pickle_of_inception_weights_is_refused_and_its_code_is_not_run(
     [
         ("pretrain --init-from", "base", _UNET, "unet/diffusion_pytorch_model.bin"),
         ("finetune --base", "base", _UNET, "unet/diffusion_pytorch_model.bin"),
-        ("translate --base", "base", _UNET, "unet/diffusion_pytorch_model.bin"),
         ("translate --adapter", "adapter", "adapter_model.safetensors", "adapter_model.bin"),
-        ("finetune --init-from", "adapter", "adapter_model.safetensors", "adapter_model.bin"),
         ("train-classifier --init-from", "classifier", "classifier.safetensors", "classifier.pt"),
     ],
 )

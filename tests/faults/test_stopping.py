@@ -19,8 +19,15 @@ def wait_for_steps(command: Command, out: Path, steps: int) -> None:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("verb", ["pretrain", "finetune", "train_classifier"])
+@pytest.mark.parametrize(
+    ("verb", "number"),
+    [
+        ("pretrain", signal.SIGTERM),
+        ("pretrain", signal.SIGINT),
+        ("finetune", signal.SIGTERM),
+        ("train_classifier", signal.SIGINT),
+    ],
+)
 def test_a_signal_saves_the_step_and_ends_with_its_own_exit_code(
     study: Study, start: Start, run: Run, tmp_path: Path, verb: str, number: signal.Signals
 ) -> None:
