@@ -185,7 +185,7 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast where it pays (a GPU with bf16, or a CPU with native bf16 arithmetic)."""
     compile: Literal["none", "default", "reduce-overhead", "max-autotune", "regional"] = "none"
-    """Modes of `torch.compile` on the whole network; `regional` compiles its repeated blocks, which takes a fraction of the time."""
+    """Modes of `torch.compile` on the whole network; `regional` compiles its repeated blocks, once for each shape that they have."""
     channels_last: bool = False
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time, the same numbers."""
