@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,20 +21,50 @@ from cellbridge.config import (
     SolverConfig,
 )
 from cellbridge.data.store import StoreInfo
+from cellbridge.diffusion.ancestral import Ddim, Ddpm
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
-from cellbridge.diffusion.guidance import ClassifierFreeGuidance
+from cellbridge.diffusion.guidance import (
+    ClassifierFreeGuidance,
+    DistanceGuidance,
+    GuidanceInterval,
+    scales_by_distance,
+)
+from cellbridge.diffusion.inversion import Inversion
+from cellbridge.diffusion.multistep import DpmSolverPlusPlus, Pndm
+from cellbridge.diffusion.samplers import Flow, Sampler
 from cellbridge.diffusion.schedule import Schedule, beta_range, make_schedule
+from cellbridge.diffusion.thresholding import Clipping, DynamicThresholding
 from cellbridge.errors import CheckpointError, ConditionError, ModelError, did_you_mean
+from cellbridge.networks.backbones import (
+    conditioned_cross_attention_unet,
+    conditioned_dit,
+    conditioned_unet,
+    is_stock,
+)
 from cellbridge.networks.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
 from cellbridge.networks.classifier import Classifier, load_classifier_directory
+from cellbridge.networks.condition_table import ConditionTable
+from cellbridge.networks.conditioning import ConditionedBackbone
+from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import WEIGHTS as UNET_WEIGHTS
-from cellbridge.networks.unet import build_unet, load_unet, require_same_keys, save_base
+from cellbridge.networks.unet import load_unet, require_same_keys, save_base
 from cellbridge.runs import MANIFEST, RunDir, fingerprint, publish_directory, require_intact, write_text
 from cellbridge.translators.ddib import Ddib
 from cellbridge.translators.translator import Translator
 
-BACKBONES = {"unet": build_unet}
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "unet": conditioned_unet,
+    "cross_attention_unet": conditioned_cross_attention_unet,
+    "dit": conditioned_dit,
+}
 TRANSLATORS = {"ddib": Ddib}
+SAMPLERS: dict[str, Callable[[SolverConfig], Sampler]] = {
+    "flow": lambda solver: Flow(solver.steps, solver.order, solver.grid),
+    "ddim": lambda solver: Ddim(solver.steps, solver.eta, solver.grid),
+    "ddpm": lambda solver: Ddpm(solver.steps, solver.variance, solver.grid),
+    "pndm": lambda solver: Pndm(solver.steps, solver.runge_kutta),
+    "dpm++": lambda solver: DpmSolverPlusPlus(solver.steps, solver.grid),
+}
 
 CARD = "cellbridge.json"
 NULL_ROW = 0
@@ -133,16 +163,55 @@ def build_network(card: ModelCard, *, seed: int, init_from: Path | None = None) 
     seed : of the weights it starts from.
     init_from : another base's run or model directory, whose weights are taken instead.
     """
-    channels, conditions = len(card.channels), len(card.conditions)
+    channels = len(card.channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build = BACKBONES[card.network.backbone]
         twice = {"out_channels": 2 * channels} if card.schedule.variance == "learned_range" else {}
-        network = build(card.network, channels=channels, size_px=card.size_px, conditions=conditions, **twice)
+        network = build(card.network, condition_table(card), channels=channels, size_px=card.size_px, **twice)
     if init_from is not None:
-        weights = dict(load_unet(model_directory(init_from) / "unet").state_dict())
-        require_same_keys(weights, dict(network.state_dict()), source=str(init_from))
-        network.load_state_dict(weights)
+        load_weights(network, model_directory(init_from))
+    return network
+
+
+def condition_table(card: ModelCard) -> ConditionTable:
+    """Return what a base's embedding rows stand for, and the plates that it has tokens of."""
+    chosen = card.network.conditioning
+    plates = card.plates if "plate" in chosen.parts else ()
+    return ConditionTable.of(card.conditions, smiles=chosen.smiles, plates=plates)
+
+
+def reads_unseen(network: nn.Module) -> bool:
+    """Say whether a network reads compounds' names or SMILES, so that one that it was not trained on can be asked for."""
+    return (
+        isinstance(network, ConditionedBackbone) and network.conditioner is not None and network.conditioner.reads_texts
+    )
+
+
+def with_unseen(base: Base, condition: Condition) -> Base:
+    """Return the base with one more row, for a condition that it was not trained on; the base itself is left as it is.
+
+    Raises
+    ------
+    ModelError : the base does not read names or SMILES. ConfigError : the compound's SMILES is not among those of the base.
+    """
+    if not reads_unseen(base.network):
+        raise ModelError(
+            f'the base was not trained on "{condition.name}" and does not read names. Fine-tune an adapter for it, or pretrain with '
+            "network.conditioning.compound: characters or fingerprint."
+        )
+    card = base.card.model_copy(update={"conditions": (*base.card.conditions, condition.name)})
+    network: Any = copy.deepcopy(base.network)
+    network.conditioner.tokens.describe(condition_table(card))
+    return Base(network, card, base.sha256, base.schedule)
+
+
+def _with_spare_row(base: Base, condition: str) -> nn.Module:
+    """Return a copy of the base's network in which the row that an adapter takes has its condition's dose and text."""
+    network: Any = copy.deepcopy(base.network)
+    if isinstance(network, ConditionedBackbone) and network.conditioner is not None:
+        card = base.card.model_copy(update={"conditions": (*base.card.conditions[:-1], condition)})
+        network.conditioner.tokens.describe(condition_table(card))
     return network
 
 
@@ -163,11 +232,11 @@ def check_fit(card: ModelCard, info: StoreInfo) -> None:
 def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
     """Publish the averaged weights as a diffusers folder with the card beside it."""
     averaged = copy.deepcopy(network)
-    require_same_keys(dict(ema), dict(averaged.named_parameters()), source="averaged weights")
-    averaged.load_state_dict(dict(ema), strict=False)  # the buffers are not averaged
+    require_same_keys(dict(ema), dict(lora.trainable(averaged)), source="averaged weights")
+    averaged.load_state_dict(dict(ema), strict=False)  # buffers and what is frozen are not averaged
     with publish_directory(run.model, manifest={"kind": card.kind}) as directory:
         save_base(
-            averaged,
+            stock(averaged),
             directory,
             kind=card.schedule.kind,
             steps=card.schedule.steps,
@@ -176,6 +245,7 @@ def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], 
             zero_terminal_snr=card.schedule.zero_terminal_snr,
             learned_range=card.schedule.variance == "learned_range",
         )
+        save_conditioning(averaged, directory)
         write_text(directory / CARD, card.model_dump_json(indent=2) + "\n")
 
 
@@ -188,7 +258,11 @@ def load_base(path: Path, *, device: torch.device | str = "cpu") -> Base:
     """
     directory = RunDir(path).require_model()
     card = read_card(directory, kind="base")
-    network = load_unet(directory / "unet").to(device).eval().requires_grad_(False)
+    if is_stock(card.network, size_px=card.size_px):
+        network: nn.Module = load_unet(directory / "unet")
+    else:
+        network = build_network(card, seed=0, init_from=directory)
+    network = network.to(device).eval().requires_grad_(False)
     return Base(network, card, fingerprint(path), build_schedule(card.schedule).to(device))
 
 
@@ -212,21 +286,24 @@ def adapter_card(
     )
 
 
-def attach_adapter(base: Base, config: AdapterConfig, *, seed: int, init_from: Path | None = None) -> nn.Module:
+def attach_adapter(
+    base: Base, config: AdapterConfig, *, condition: str, seed: int, init_from: Path | None = None
+) -> nn.Module:
     """Return the base with a LoRA adapter whose condition row starts as a copy of the control's.
 
     Parameters
     ----------
+    condition : what the base's spare row is to stand for.
     init_from : an adapter's directory whose weights it starts from; fresh ones are drawn from `seed`.
     """
-    network = copy.deepcopy(base.network)
+    network = _with_spare_row(base, condition)
     lora.copy_row(network, source=CONTROL_ROW, target=len(base.card.conditions) - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = lora.attach(network, rank=config.rank, alpha=config.alpha, targets=config.targets)
     if init_from is not None:
         directory = model_directory(init_from)
-        loaded = library.load_adapter(copy.deepcopy(base.network), directory, base_sha256=base.sha256)
+        loaded = library.load_adapter(_with_spare_row(base, condition), directory, base_sha256=base.sha256)
         given = dict(loaded.named_parameters())
         lora.copy_weights(model, {name: given[name] for name in lora.trainable(model) if name in given})
     return model
@@ -286,24 +363,67 @@ def load_adapted(base: Base, path: Path) -> tuple[Denoiser, ModelCard]:
     """
     directory = RunDir(path).require_model()
     card = read_card(directory, kind="adapter")
-    network = library.load_adapter(copy.deepcopy(base.network), directory, base_sha256=base.sha256)
+    network = library.load_adapter(_with_spare_row(base, card.condition), directory, base_sha256=base.sha256)
     return base.denoiser(library.merge(network).eval().requires_grad_(False)), card
 
 
-def guided(denoiser: Denoiser, solver: SolverConfig) -> Denoiser:
-    """Wrap a denoiser in guidance where the scale asks for it.
+def build_sampler(solver: SolverConfig) -> Sampler:
+    """Build what turns noise into images."""
+    return SAMPLERS[solver.method](solver)
+
+
+def build_inversion(solver: SolverConfig) -> Inversion:
+    """Build what turns images into noise: by first order for DDIM, whose sampling it is to undo."""
+    order = 1 if solver.method == "ddim" else solver.order
+    return Inversion(solver.steps, order, solver.grid, solver.fixed_point, solver.start_noise)
+
+
+def guided(denoiser: Denoiser, solver: SolverConfig, card: ModelCard) -> Denoiser:
+    """Wrap a denoiser for sampling: in guidance where the scale asks for it, and in a threshold around all of it.
 
     From the unconditional row it sharpens a condition against all that was trained together; from the control's row it goes further
     along the condition's own effect, which an adapter that was trained briefly falls short of.
     """
+    result = _guidance(denoiser, solver, card)
+    if solver.guidance_interval is not None:
+        low, high = solver.guidance_interval
+        result = GuidanceInterval(result, denoiser, low=low, high=high)
+    if solver.threshold == "clip":
+        return Clipping(result)
+    if solver.threshold == "dynamic":
+        return DynamicThresholding(result, percentile=solver.threshold_percentile, largest=solver.threshold_largest)
+    return result
+
+
+def _guidance(denoiser: Denoiser, solver: SolverConfig, card: ModelCard) -> Denoiser:
     if solver.guidance_scale == 1.0:
         return denoiser
+    if solver.guidance_by_distance:
+        return DistanceGuidance(denoiser, _scales_of_rows(denoiser, solver.guidance_scale, card), CONTROL_ROW)
     row = CONTROL_ROW if solver.guidance_from == "control" else NULL_ROW
-    return ClassifierFreeGuidance(denoiser, scale=solver.guidance_scale, null_label=row)
+    return ClassifierFreeGuidance(
+        denoiser, scale=solver.guidance_scale, null_label=row, rescale=solver.guidance_rescale
+    )
 
 
-def load_models(base: Base, adapters: Sequence[Path]) -> dict[Condition, Model]:
-    """Return what models each condition: its adapter, or else the base where it was trained on the condition.
+def _scales_of_rows(denoiser: Denoiser, scale: float, card: ModelCard) -> Tensor:
+    """Return a guidance scale for every row of the embedding, 1 for the rows that stand for no condition."""
+    embedding = next((p for name, p in denoiser.named_parameters() if name.endswith("class_embedding.weight")), None)
+    if embedding is None:
+        raise ModelError("guidance_by_distance: the network has no table of condition embeddings. Set it to false.")
+    rows = [row for row, name in enumerate(card.conditions) if name not in ("", SPARE)]
+    scales = torch.ones(len(card.conditions), device=embedding.device)
+    near = scales_by_distance(embedding.detach()[rows], scale, reference=rows.index(CONTROL_ROW))
+    scales[rows] = near.to(scales)
+    return scales
+
+
+def load_models(base: Base, adapters: Sequence[Path], *, asked: Iterable[Condition] = ()) -> dict[Condition, Model]:
+    """Return what models each condition: its adapter, or else the base where it was trained on the condition or reads its name.
+
+    Parameters
+    ----------
+    asked : conditions that are wanted; those that have no model get one where the base reads names or SMILES.
 
     Raises
     ------
@@ -323,6 +443,10 @@ def load_models(base: Base, adapters: Sequence[Path]) -> dict[Condition, Model]:
     for row, name in enumerate(base.card.conditions):
         if name not in ("", SPARE):
             models.setdefault(Condition.parse(name), Model(base.denoiser(), row, base.card))
+    for condition in asked:
+        if condition not in models and reads_unseen(base.network):
+            extended = with_unseen(base, condition)
+            models[condition] = Model(extended.denoiser(), len(base.card.conditions), extended.card)
     return models
 
 
@@ -348,10 +472,9 @@ def build_translator(
     return TRANSLATORS[method](
         models[source].denoiser,
         models[source].row,
-        {condition: (guided(model.denoiser, solver), model.row) for condition, model in models.items()},
-        steps=solver.steps,
-        order=solver.order,
-        grid=solver.grid,
+        {condition: (guided(model.denoiser, solver, model.card), model.row) for condition, model in models.items()},
+        inversion=build_inversion(solver),
+        sampler=build_sampler(solver),
         x_T=x_T,
     )
 

@@ -48,17 +48,105 @@ def _kinds(annotation: Any) -> set[type]:
     return set().union(*(_kinds(part) for part in parts))
 
 
-class NetworkConfig(Section):
-    """The backbone: a diffusers `UNet2DModel` over all channels, with one embedding row per condition."""
+class ConditioningConfig(Section):
+    """How the network is told the condition."""
 
-    backbone: Literal["unet"] = "unet"
+    scheme: Literal["added", "one_hot", "attend_then_project", "concatenated", "late", "cross_attention"] = "added"
+    """`added` to the time embedding; `one_hot`: the same through a perceptron; `attend_then_project`: of tokens that attend to one another;
+    `concatenated` to it; `late`: from the middle of the network on; `cross_attention`: the image attends to the tokens."""
+    tokens: tuple[Literal["compound", "dose", "plate", "time"], ...] | None = None
+    """What a condition consists of; by default the condition as a whole where it is `added`, and compound and dose apart elsewhere."""
+    compound: Literal["learned", "characters", "fingerprint"] = "learned"
+    """`characters` and `fingerprint` (hashed n-grams) read the compound's text, so that one that was not trained on can be asked for."""
+    text: Literal["name", "smiles"] = "name"
+    """What is read of a compound."""
+    smiles: dict[str, str] = {}
+    """SMILES of each compound by name, the control included, for `text: smiles`."""
+    text_length: PositiveInt = 128
+    """Bytes of the longest text that `characters` reads."""
+    width: PositiveInt = 64
+    """Of a token."""
+    token_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the images for which each token is hidden in training, which trains what stands for an unknown compound, dose or plate."""
+
+    @property
+    def parts(self) -> tuple[Literal["compound", "dose", "plate", "time"], ...]:
+        """The tokens, by the scheme's default where none are named."""
+        if self.tokens is not None:
+            return self.tokens
+        return ("compound",) if self.scheme == "added" else ("compound", "dose")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ConditioningConfig":
+        parts = self.parts
+        if "compound" not in parts or len(set(parts)) < len(parts):
+            raise ValueError(f"tokens {list(parts)}: name compound, and each token once")
+        if self.scheme == "cross_attention" and len(parts) == 1 and self.compound != "characters":
+            raise ValueError("cross_attention to one token adds a constant; add dose, plate or time to tokens")
+        if "time" in parts and self.scheme not in ("cross_attention", "attend_then_project"):
+            raise ValueError(
+                f"the time stands beside the vector of scheme {self.scheme} already; leave it out of tokens"
+            )
+        if self.scheme == "one_hot" and self.compound != "learned":
+            raise ValueError(f"scheme one_hot numbers its compounds; use compound: learned, not {self.compound}")
+        if (self.text == "smiles") != bool(self.smiles):
+            raise ValueError("text: smiles and the table smiles need each other; give both, or neither")
+        if self.text == "smiles" and self.compound == "learned":
+            raise ValueError("smiles are read by compound: characters or fingerprint; set one of them")
+        return self
+
+
+class DitConfig(Section):
+    """Size of a diffusion transformer."""
+
+    width: PositiveInt = 128
+    depth: PositiveInt = 4
+    patch_px: PositiveInt = 2
+
+
+class NetworkConfig(Section):
+    """The backbone over all channels: diffusers' `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`."""
+
+    backbone: Literal["unet", "cross_attention_unet", "dit"] = "unet"
+    """`dit` is a `PixArtTransformer2DModel` (a DiT that attends to tokens) where conditioning.scheme is cross_attention."""
     widths: tuple[PositiveInt, ...] = (32, 64, 96)
     layers_per_block: PositiveInt = 1
     attention_levels: tuple[int, ...] = (2,)
-    """Resolution levels (0 is the finest) that have self-attention."""
+    """Resolution levels (0 is the finest) that have attention."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     embedding_std: float = Field(default=0.02, gt=0.0)
     """Initial standard deviation of the condition embedding; PyTorch's own 1.0 drowns the time embedding."""
+    initialisation: Literal["default", "xavier", "he"] = "default"
+    """Of convolutions and linear maps; `default` is diffusers' own."""
+    zero_out: bool = False
+    """Start every residual block as the identity."""
+    dit: DitConfig = DitConfig()
+    conditioning: ConditioningConfig = ConditioningConfig()
+
+    @model_validator(mode="after")
+    def _backbone_has_the_scheme(self) -> "NetworkConfig":
+        possible = _SCHEMES[self.backbone]
+        if self.conditioning.scheme not in possible:
+            raise ValueError(
+                f"backbone {self.backbone} has no conditioning.scheme {self.conditioning.scheme}; use {', '.join(possible)}, or "
+                f"backbone {' or '.join(name for name, schemes in _SCHEMES.items() if self.conditioning.scheme in schemes)}"
+            )
+        if (
+            self.backbone == "dit"
+            and "time" in self.conditioning.parts
+            and self.conditioning.scheme != "cross_attention"
+        ):
+            raise ValueError("a dit's vector is published per condition, for all times; leave time out of tokens")
+        if self.conditioning.scheme == "cross_attention" and self.backbone != "dit" and not self.attention_levels:
+            raise ValueError("cross_attention needs a level that attends; name one in attention_levels")
+        return self
+
+
+_SCHEMES: dict[str, tuple[str, ...]] = {
+    "unet": ("added", "one_hot", "attend_then_project", "late"),
+    "cross_attention_unet": ("added", "one_hot", "attend_then_project", "concatenated", "cross_attention"),
+    "dit": ("added", "one_hot", "attend_then_project", "cross_attention"),
+}
 
 
 class ScheduleConfig(Section):
@@ -123,17 +211,75 @@ class ObjectiveConfig(Section):
 
 
 class SolverConfig(Section):
-    """How the probability-flow ODE is solved, in either direction."""
+    """How noise becomes an image, and an image noise."""
 
     steps: PositiveInt = 25
+    method: Literal["flow", "ddim", "ddpm", "pndm", "dpm++"] = "flow"
+    """`flow` solves the probability-flow ODE by `order`; `ddim`, `pndm` and `dpm++` (2M) take one network call a step; `ddpm`, and `ddim`
+    with `eta`, add noise on the way. Inversion follows the ODE, for ddim to first order, else by `order`."""
     order: Literal[1, 2] = 2
     """1: DDIM, one network call a step; 2: midpoint (DPM-Solver-2), two calls a step."""
     grid: Literal["uniform", "quadratic", "log_snr"] = "quadratic"
-    """Where the steps lie in t; `quadratic` is dense at small t, where dark backgrounds need it."""
+    """Where the steps lie in t; `quadratic` is dense at small t, where dark backgrounds need it. pndm needs `uniform`."""
+    eta: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Noise of ddim's steps: 0 none, 1 as much as ddpm's."""
+    variance: Literal["small", "large", "learned"] = "small"
+    """Of ddpm's steps; `learned` needs a base of schedule.variance: learned_range."""
+    runge_kutta: bool = False
+    """Start pndm by three steps of four calls each."""
+    fixed_point: int = Field(default=0, ge=0)
+    """Iterations that make inversion by ddim (or flow of order 1) the exact inverse of its sampling; one call a step each."""
+    start_noise: bool = False
+    """Start inversion by adding the noise of t = 0, for backgrounds flatter than it."""
     guidance_scale: float = Field(default=1.0, ge=0.0)
     """1 is the conditional model, and costs one network call; above 1 goes further along the condition's effect."""
     guidance_from: Literal["unconditional", "control"] = "control"
     """What the effect is measured from: the same network asked for no condition, or for the control."""
+    guidance_interval: tuple[float, float] | None = None
+    """First and last t that are guided; None guides all."""
+    guidance_rescale: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of each channel's contrast that is taken back to that of the unguided estimate; 0.7 in the paper."""
+    guidance_by_distance: bool = False
+    """Let the scale of each condition grow with its embedding's distance from the control's; `guidance_scale` is that of the mean."""
+    threshold: Literal["none", "clip", "dynamic"] = "none"
+    """Keep estimates of the image in [-1, 1], in sampling only: clipped, or scaled down by each channel's own percentile."""
+    threshold_percentile: float = Field(default=0.995, gt=0.0, lt=1.0)
+    threshold_largest: float = Field(default=2.0, gt=1.0)
+    """The most that a channel is scaled down by."""
+
+    @model_validator(mode="after")
+    def _method_has_the_setting(self) -> "SolverConfig":
+        for key, method in (("order", "flow"), ("eta", "ddim"), ("variance", "ddpm"), ("runge_kutta", "pndm")):
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and self.method != method:
+                raise ValueError(f"{key} = {value} is of method {method}, found method {self.method}; leave it out")
+        if self.method == "pndm" and self.grid != "uniform":
+            raise ValueError(f"method pndm needs equal steps in t, found grid {self.grid}; use grid: uniform")
+        return self
+
+    @model_validator(mode="after")
+    def _inversion_fits(self) -> "SolverConfig":
+        first_order = self.order == 1 or self.method == "ddim"
+        if self.fixed_point and not first_order:
+            raise ValueError("fixed_point inverts first-order steps; use method ddim, or order 1")
+        if self.start_noise and self.grid == "uniform":
+            raise ValueError("start_noise starts at t = 0, which grid uniform steps over; use quadratic or log_snr")
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_fits(self) -> "SolverConfig":
+        options = [k for k in ("interval", "rescale", "by_distance") if getattr(self, f"guidance_{k}")]
+        if options and self.guidance_scale == 1.0:
+            raise ValueError(f"guidance_{options[0]} does nothing at guidance_scale 1; set the scale, or leave it out")
+        if self.guidance_by_distance and (self.guidance_from != "control" or self.guidance_rescale):
+            raise ValueError(
+                "guidance_by_distance is from the control, and is not rescaled; leave the other setting out"
+            )
+        if self.guidance_interval and self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError("guidance_interval: the first time is after the last; swap them")
+        if self.variance == "learned" and self.guidance_scale != 1.0:
+            raise ValueError("variance learned is of one estimate, and guidance mixes two; use small or large")
+        return self
 
 
 class AdapterConfig(Section):
@@ -230,6 +376,14 @@ class DenoiserFitConfig(Section):
     init_from: Path | None = None
     """A model's run or directory whose weights training starts from."""
     device: str = "auto"
+
+    @model_validator(mode="after")
+    def _grids_need_no_embeddings(self) -> "DenoiserFitConfig":
+        if self.sampler.guidance_by_distance:
+            raise ValueError(
+                "sampler.guidance_by_distance: embeddings that are still trained have no distances yet; leave it out"
+            )
+        return self
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

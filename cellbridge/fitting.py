@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from cellbridge import processes
-from cellbridge.assembly import ModelCard, build_schedule
-from cellbridge.config import DenoiserFitConfig, ObjectiveConfig, SolverConfig, binding, dump
+from cellbridge.assembly import ModelCard, build_sampler, build_schedule, guided
+from cellbridge.config import DenoiserFitConfig, ObjectiveConfig, binding, dump
 from cellbridge.data.dataset import BatchSource, CellData
 from cellbridge.data.store import Store
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
 from cellbridge.diffusion.fitting import ImportanceLoss, Noised, noised_batches, reported, squared_error, variational
 from cellbridge.diffusion.importance import ImportanceTimes
 from cellbridge.diffusion.monitors import range_warning
-from cellbridge.diffusion.samplers import sample
+from cellbridge.diffusion.samplers import Sampler
 from cellbridge.diffusion.schedule import Schedule
 from cellbridge.errors import ConfigError
+from cellbridge.networks.condition_monitor import condition_warning
 from cellbridge.plots.composite import contrast_limits
 from cellbridge.plots.montage import montage
 from cellbridge.runs import RunDir, begin, fingerprint
@@ -28,6 +29,7 @@ from cellbridge.training.checkpoint import as_resume
 from cellbridge.training.ema import applied
 from cellbridge.training.events import Finished, show
 from cellbridge.training.loop import LossOutput, fit
+from cellbridge.typing import Images, Labels, Times
 
 _SAMPLES = 6
 _NOT_BINDING = ("training", "sampler", "resume", "accept_changes", "device")
@@ -49,14 +51,18 @@ def batch_source(
     device: torch.device,
     weights: Tensor | None = None,
     sampling: Tensor | None = None,
+    plates: Sequence[str] = (),
 ) -> BatchSource:
     """Hold the cells of `rows` in memory, labelled by embedding row, and order them by (seed, step).
 
     Parameters
     ----------
+    plates : those that the network has tokens of; a label then also says its plate, as `networks.condition_table` does.
     weights, sampling : (row,) or None for alike: of each cell in the loss, and in proportion to which it is drawn.
     """
     labels = labels_of(store.condition_names[rows], conditions)
+    if plates:
+        labels += len(conditions) * labels_of(store.plates[rows], ("", *plates))
     return BatchSource(
         CellData.load(store, rows, labels=labels, device=device),
         batch_size=config.training.batch_size,
@@ -90,9 +96,15 @@ def fit_denoiser(
     inputs : what the result depends on, beside the configuration: hashed, and a checkpoint of other inputs is refused.
     shown : the conditions that the sample grid draws.
     facts : numbers of the training data, told when training starts.
+
+    Raises
+    ------
+    ConfigError, ModelError : the sampler of the grids cannot run on the schedule; told before training and not at its end.
     """
     training, device = config.training, source.data.device
     schedule = build_schedule(card.schedule).to(device)
+    sampler = build_sampler(config.sampler)
+    require_runs(sampler, schedule, learned=card.schedule.variance == "learned_range")
     loss, times = _objective(config, card, schedule, source)
     batches = noised_batches(
         source,
@@ -125,7 +137,8 @@ def fit_denoiser(
                 learned_range=card.schedule.variance == "learned_range",
             )
             rows = [card.row(name) for name in shown]
-            drawn = _samples(denoiser, rows, source.data.image_shape, sampler=config.sampler, device=device)
+            shaped = guided(denoiser, config.sampler, card)
+            drawn = _samples(shaped, rows, source.data.image_shape, sampler=sampler, device=device)
         _save_grid(dict(zip(shown, drawn, strict=True)), source, card, run.samples / f"step-{step:08d}.png")
 
     return show(
@@ -136,7 +149,7 @@ def fit_denoiser(
         images_per_step=training.batch_size,
         on_start=lambda: begin(run, config=dump(config), seed=training.seed, inputs=inputs),
         on_sample=draw_samples,
-        alarm=range_warning,
+        alarm=lambda values: range_warning(values) or condition_warning(values),
         trackers=training.trackers,
         settings=config.model_dump(mode="json"),
         facts=facts,
@@ -187,11 +200,35 @@ def _save_grid(samples: Mapping[str, Tensor], source: BatchSource, card: ModelCa
     figure.savefig(path, dpi=150)
 
 
+class _Blank(Denoiser):
+    """A denoiser of no network, to learn whether a sampler takes its schedule."""
+
+    def __init__(self, schedule: Schedule, *, learned: bool):
+        super().__init__()
+        self.schedule = schedule
+        self.learned = learned
+
+    def forward(self, x_t: Images, t: Times, labels: Labels) -> Images:
+        """Return what it is given."""
+        return x_t
+
+    def with_fraction(self, x_t: Images, t: Times, labels: Labels) -> tuple[Images, Tensor | None]:
+        """Return what it is given, and a fraction where the model will have one."""
+        return x_t, x_t if self.learned else None
+
+
+def require_runs(sampler: Sampler, schedule: Schedule, *, learned: bool) -> None:
+    """Raise what the sampler raises on the schedule, by a batch of no images."""
+    none = torch.zeros(0, dtype=torch.int64)
+    sampler.sample(_Blank(schedule, learned=learned), torch.zeros(0, 1, 1, 1), none, seeds=none)
+
+
 def _samples(
-    denoiser: Denoiser, rows: Sequence[int], shape: tuple[int, ...], *, sampler: SolverConfig, device: torch.device
+    denoiser: Denoiser, rows: Sequence[int], shape: tuple[int, ...], *, sampler: Sampler, device: torch.device
 ) -> tuple[Tensor, ...]:
     """Draw a few images of each embedding row, from the same noise in every row and at every step of the training."""
-    noise = noise_per_image(torch.arange(_SAMPLES), shape, purpose="sample grid").to(device).repeat(len(rows), 1, 1, 1)
+    seeds = torch.arange(_SAMPLES)
+    noise = noise_per_image(seeds, shape, purpose="sample grid").to(device).repeat(len(rows), 1, 1, 1)
     labels = torch.tensor(rows, device=device).repeat_interleave(_SAMPLES)
-    images = sample(denoiser, noise, labels, steps=sampler.steps, order=sampler.order, grid=sampler.grid)
+    images = sampler.sample(denoiser, noise, labels, seeds=seeds.repeat(len(rows)).to(device))
     return images.float().split(_SAMPLES)

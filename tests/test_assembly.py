@@ -10,7 +10,14 @@ from cellbridge import assembly
 from cellbridge.assembly import SPARE, Base, Model, ModelCard
 from cellbridge.conditions import Condition
 from cellbridge.config import AdapterConfig, NetworkConfig, ScheduleConfig, SolverConfig
+from cellbridge.diffusion.ancestral import Ddim, Ddpm
+from cellbridge.diffusion.denoiser import Denoiser
+from cellbridge.diffusion.guidance import ClassifierFreeGuidance, DistanceGuidance, GuidanceInterval
+from cellbridge.diffusion.inversion import Inversion
+from cellbridge.diffusion.multistep import DpmSolverPlusPlus, Pndm
+from cellbridge.diffusion.samplers import Flow
 from cellbridge.diffusion.schedule import make_schedule
+from cellbridge.diffusion.thresholding import Clipping, DynamicThresholding
 from cellbridge.errors import ConditionError, ModelError
 from cellbridge.runs import RunDir
 
@@ -69,3 +76,50 @@ def test_a_source_that_nothing_models_is_refused_by_its_own_name() -> None:
     models = {Condition("DMSO"): Model(base.denoiser(), 1, base.card)}
     with pytest.raises(ConditionError, match=r'no model of the source "taxol@1".*Known: DMSO\.'):
         assembly.build_translator("ddib", models, source=Condition("taxol", 1.0), solver=SolverConfig(), x_T="inverted")
+
+
+def test_the_default_solver_is_the_flow_in_both_directions_and_wraps_nothing() -> None:
+    solver = SolverConfig()
+    assert assembly.build_sampler(solver) == Flow(25, 2, "quadratic")
+    assert assembly.build_inversion(solver) == Inversion(25, 2, "quadratic")
+    denoiser = Base(nn.Identity(), card(), "0", make_schedule("cosine", 10)).denoiser()
+    assert assembly.guided(denoiser, solver, card()) is denoiser
+
+
+@pytest.mark.parametrize(
+    ("changed", "sampler", "inversion"),
+    [
+        ({"method": "ddim", "eta": 0.3}, Ddim(25, 0.3, "quadratic"), Inversion(25, 1)),
+        ({"method": "ddpm", "variance": "large"}, Ddpm(25, "large", "quadratic"), Inversion()),
+        ({"method": "pndm", "grid": "uniform", "runge_kutta": True}, Pndm(25, True), Inversion(grid="uniform")),
+        ({"method": "dpm++", "start_noise": True}, DpmSolverPlusPlus(25, "quadratic"), Inversion(start_noise=True)),
+        ({"order": 1, "fixed_point": 2}, Flow(25, 1, "quadratic"), Inversion(25, 1, fixed_point=2)),
+    ],
+)
+def test_a_solver_s_settings_reach_its_parts(changed: dict[str, Any], sampler: Any, inversion: Inversion) -> None:
+    assert assembly.build_sampler(SolverConfig(**changed)) == sampler
+    assert assembly.build_inversion(SolverConfig(**changed)) == inversion
+
+
+def wrapped(**changed: Any) -> Denoiser:
+    base = Base(assembly.build_network(card(), seed=0), card(), "0", make_schedule("cosine", 1000))
+    return assembly.guided(base.denoiser(), SolverConfig(**changed), card())
+
+
+def test_thresholds_lie_around_the_interval_and_the_interval_around_guidance() -> None:
+    outer = wrapped(guidance_scale=2.0, guidance_interval=(100, 600), guidance_rescale=0.7, threshold="dynamic")
+    assert isinstance(outer, DynamicThresholding)
+    interval = outer.denoiser
+    assert isinstance(interval, GuidanceInterval)
+    assert (interval.low, interval.high) == (100, 600)
+    assert isinstance(interval.guided, ClassifierFreeGuidance)
+    assert (interval.guided.scale, interval.guided.rescale, interval.guided.null_label) == (2.0, 0.7, 1)
+    assert interval.plain is interval.guided.denoiser
+    assert isinstance(wrapped(threshold="clip"), Clipping)
+
+
+def test_guidance_by_distance_scales_conditions_and_leaves_the_control_and_other_rows_alone() -> None:
+    denoiser = wrapped(guidance_scale=2.0, guidance_by_distance=True)
+    assert isinstance(denoiser, DistanceGuidance)
+    assert denoiser.scales.tolist() == pytest.approx([1.0, 1.0, 2.0, 1.0])
+    assert denoiser.null_label == 1

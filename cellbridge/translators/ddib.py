@@ -17,13 +17,15 @@ from torch import Tensor
 
 from cellbridge.conditions import Condition
 from cellbridge.diffusion.denoiser import Denoiser
-from cellbridge.diffusion.inversion import invert
-from cellbridge.diffusion.samplers import Order, sample
-from cellbridge.diffusion.timesteps import Grid
+from cellbridge.diffusion.inversion import Inversion
+from cellbridge.diffusion.round_trip import require_invertible
+from cellbridge.diffusion.samplers import Flow, Sampler
 from cellbridge.errors import ConditionError, did_you_mean
 from cellbridge.runtime import noise_per_image
 from cellbridge.translators.translator import Translator
 from cellbridge.typing import CellBatch, Images
+
+_INVERSION, _SAMPLER = Inversion(), Flow()
 
 
 @final
@@ -35,9 +37,13 @@ class Ddib(Translator):
     source : denoiser that the cells are inverted under, without guidance.
     source_label : the source condition's row in its embedding.
     targets : condition → the denoiser to generate with (guided or not) and the condition's row in its embedding.
-    steps, order, grid : the solver's, for both halves; see `diffusion.samplers`.
+    inversion, sampler : how the two halves are solved.
     x_T : "inverted" keeps the cell; "fresh" draws noise from each image's seed instead, which gives a new cell of the target (a
         control that shows what the inversion carries).
+
+    Raises
+    ------
+    ConfigError : the sampler adds noise of its own to inverted noise, so that the cell would not come back.
     """
 
     name = "ddib"
@@ -48,17 +54,17 @@ class Ddib(Translator):
         source_label: int,
         targets: Mapping[Condition, tuple[Denoiser, int]],
         *,
-        steps: int = 25,
-        order: Order = 2,
-        grid: Grid = "quadratic",
+        inversion: Inversion = _INVERSION,
+        sampler: Sampler = _SAMPLER,
         x_T: Literal["inverted", "fresh"] = "inverted",
     ):
+        if x_T == "inverted":
+            require_invertible(sampler)
         self.source = source
         self.source_label = source_label
         self.targets = dict(targets)
-        self.steps = steps
-        self.order: Order = order
-        self.grid: Grid = grid
+        self.inversion = inversion
+        self.sampler = sampler
         self.x_T = x_T
         self._encoded: tuple[CellBatch, Images] | None = None
 
@@ -82,14 +88,14 @@ class Ddib(Translator):
         """Return the cells that the noise gives under `target`."""
         denoiser, label = self._model(target)
         labels = _labels(label, x_T)
-        images = sample(denoiser, x_T, labels, steps=self.steps, order=self.order, grid=self.grid)
+        images = self.sampler.sample(denoiser, x_T, labels, seeds=batch.seeds)
         return replace(batch, images=images, conditions=(target.name,) * len(images))
 
     def _noise(self, batch: CellBatch) -> Images:
         if self.x_T == "fresh":
             return noise_per_image(batch.seeds, tuple(batch.images.shape[1:]), purpose="x_T").to(batch.images)
         labels = _labels(self.source_label, batch.images)
-        return invert(self.source, batch.images, labels, steps=self.steps, order=self.order, grid=self.grid)
+        return self.inversion.invert(self.source, batch.images, labels, seeds=batch.seeds)
 
     def _model(self, target: Condition) -> tuple[Denoiser, int]:
         if target not in self.targets:

@@ -123,7 +123,7 @@ def test_fifty_ddim_steps_cannot_turn_a_dark_background_into_noise(std, expected
         assert spread(Inversion(1000, order=1, grid="uniform"), std) == pytest.approx(thousand_steps, abs=0.006)
 
 
-@pytest.mark.parametrize(("std", "iterations"), [(0.05, 60), (0.2, 20)])
+@pytest.mark.parametrize(("std", "iterations"), [(0.1, 16), (0.2, 9)])
 def test_fixed_point_iterations_converge_to_the_exact_inverse_of_ddim(std, iterations):
     found = spread(Inversion(50, order=1, grid="uniform", fixed_point=iterations), std)
     assert found == pytest.approx(product_of_gains(std, exact=True), rel=1e-4)
@@ -142,7 +142,7 @@ def test_the_round_trip_of_exactly_inverted_ddim_is_the_image():
         round_trip(
             denoiser, x_0, labels, inversion=Inversion(50, 1, "uniform", k), sampler=Ddim(50), seeds=torch.arange(4)
         ).rmse
-        for k in (0, 2, 8, 30)
+        for k in (0, 2, 8)
     ]
     assert all(later < 0.5 * earlier for earlier, later in pairwise(errors))
     assert errors[-1] < 1e-5

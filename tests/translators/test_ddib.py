@@ -2,9 +2,13 @@ import pytest
 import torch
 
 from cellbridge.conditions import Condition
+from cellbridge.diffusion.ancestral import Ddpm
 from cellbridge.diffusion.denoiser import Denoiser
+from cellbridge.diffusion.inversion import Inversion
+from cellbridge.diffusion.multistep import DpmSolverPlusPlus
+from cellbridge.diffusion.samplers import Flow
 from cellbridge.diffusion.schedule import make_schedule
-from cellbridge.errors import ConditionError
+from cellbridge.errors import ConditionError, ConfigError
 from cellbridge.translators.ddib import Ddib
 from cellbridge.typing import CellBatch
 
@@ -66,7 +70,7 @@ def test_translation_to_its_own_condition_returns_the_cell():
 
 def test_everything_but_image_and_condition_is_kept():
     batch = cells()
-    result = bridge(steps=3).translate(batch, target=TAXOL)
+    result = bridge(inversion=Inversion(3), sampler=Flow(3)).translate(batch, target=TAXOL)
     assert result.conditions == ("taxol@1",) * 6
     assert (result.cell_ids, result.plates) == (batch.cell_ids, batch.plates)
     assert torch.equal(result.seeds, batch.seeds)
@@ -111,3 +115,18 @@ def test_a_target_without_a_model_is_refused_before_any_work():
     with pytest.raises(ConditionError, match='no model translates to "taxol@3"'):
         translator.translate(cells(), target=Condition("taxol", 3.0))
     assert translator.source.calls == 0
+
+
+def test_the_map_does_not_depend_on_the_sampler_of_the_ode():
+    batch = cells()
+    result = bridge(sampler=DpmSolverPlusPlus(50, "quadratic")).translate(batch, target=TAXOL)
+    assert (result.images - (0.2 + 0.4 / 0.2 * (batch.images + 0.6))).abs().max().item() < 0.02
+
+
+def test_a_sampler_that_adds_noise_takes_fresh_noise_and_not_a_cell_s():
+    with pytest.raises(ConfigError, match="or draw x_T fresh"):
+        bridge(sampler=Ddpm(10))
+    batch = cells()
+    together = bridge(sampler=Ddpm(10), x_T="fresh").translate(batch, target=TAXOL).images
+    alone = bridge(sampler=Ddpm(10), x_T="fresh").translate(part(batch, slice(2, 3)), target=TAXOL).images
+    assert torch.allclose(together[2:3], alone, atol=1e-5)
