@@ -363,7 +363,8 @@ def _disk_errors(target: Path) -> Iterator[None]:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    here = str(Path(__file__).parent)
+    command = ["git", "--no-optional-locks", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
