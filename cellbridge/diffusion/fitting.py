@@ -14,6 +14,7 @@ from cellbridge.diffusion.schedule import Schedule
 from cellbridge.diffusion.timesteps import TrainingDraw, training_draw
 from cellbridge.diffusion.vlb import HYBRID_WEIGHT, Bins, variational_loss
 from cellbridge.diffusion.weighting import min_snr_weights
+from cellbridge.networks.condition_monitor import MONITOR, condition_over_time
 from cellbridge.runtime import generator
 from cellbridge.training.loop import LossOutput
 from cellbridge.training.slicing import sliced
@@ -166,7 +167,7 @@ def reported(loss: NoisedLoss) -> Callable[[nn.Module, Noised], LossOutput]:
     """Return a loss as the training engine calls it, with what is watched."""
 
     def engine_loss(network: nn.Module, noised: Noised) -> LossOutput:
-        return _reported(loss(network, noised))
+        return _reported(loss(network, noised), network, noised)
 
     return engine_loss
 
@@ -188,15 +189,17 @@ class ImportanceLoss:
         """Return the loss of a micro-batch, and note each image's at its time."""
         found = self._loss(network, noised)
         self._times.note(noised.draw.t, found.per_image, micro=noised.micro)
-        return _reported(found)
+        return _reported(found, network, noised)
 
     def state(self) -> dict[str, Tensor]:
         """Return the live tensors that later draws of times depend on."""
         return self._times.state()
 
 
-def _reported(found: DiffusionLoss) -> LossOutput:
-    return LossOutput(found.loss, found.monitors, found.minima, found.maxima)
+def _reported(found: DiffusionLoss, network: nn.Module, noised: Noised) -> LossOutput:
+    ratio = condition_over_time(network, noised.draw.t, noised.draw.labels)
+    own = {} if ratio is None else {MONITOR: (ratio.sum(), torch.full_like(ratio[0], len(ratio)))}
+    return LossOutput(found.loss, {**found.monitors, **own}, found.minima, found.maxima)
 
 
 def _simple_weights(

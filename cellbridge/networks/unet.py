@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cellbridge.config import NetworkConfig
 from cellbridge.errors import ConfigError, ModelError, did_you_mean
+from cellbridge.networks.initialisation import initialise
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -25,7 +26,13 @@ _PREDICTION_TYPES = {"v": "v_prediction", "epsilon": "epsilon", "x_0": "sample"}
 
 
 def build_unet(
-    config: NetworkConfig, *, channels: int, size_px: int, conditions: int, out_channels: int | None = None
+    config: NetworkConfig,
+    *,
+    channels: int,
+    size_px: int,
+    conditions: int,
+    out_channels: int | None = None,
+    takes: Literal["rows", "vectors", "nothing"] = "rows",
 ) -> "UNet2DModel":
     """Build the backbone with fresh weights, drawn as every PyTorch module draws them (from the default generator).
 
@@ -36,6 +43,7 @@ def build_unet(
     ----------
     conditions : rows of the condition embedding, the unconditional row included.
     out_channels : as many as `channels` if not given; twice as many where variances are learned.
+    takes : as `class_labels`: rows of its own embedding, vectors that are added to its time embedding, or none.
 
     Raises
     ------
@@ -44,8 +52,8 @@ def build_unet(
     from diffusers import UNet2DModel
 
     levels = len(config.widths)
-    _check_levels(config, size_px=size_px)
-    groups = _groups(config.widths)
+    check_levels(config, size_px=size_px)
+    groups = group_count(config.widths)
     attended = [config.widths[level] for level in config.attention_levels] or [config.widths[-1]]
     network = UNet2DModel(
         sample_size=size_px,
@@ -60,14 +68,17 @@ def build_unet(
             "AttnUpBlock2D" if i in config.attention_levels else "UpBlock2D" for i in reversed(range(levels))
         ),
         add_attention=levels - 1 in config.attention_levels,
-        attention_head_dim=_largest_divisor(math.gcd(*attended), limit=_LARGEST_HEAD),
+        attention_head_dim=head_width(math.gcd(*attended)),
         norm_num_groups=groups,
         attn_norm_num_groups=groups,
         resnet_time_scale_shift="scale_shift",
         dropout=config.dropout,
-        num_class_embeds=conditions,
+        num_class_embeds=conditions if takes == "rows" else None,
+        class_embed_type="identity" if takes == "vectors" else None,
     )
-    nn.init.normal_(network.class_embedding.weight, std=config.embedding_std)
+    initialise(network, config.initialisation, zero_out=config.zero_out)
+    if takes == "rows":
+        nn.init.normal_(network.class_embedding.weight, std=config.embedding_std)
     return _with_repeated_blocks(network)
 
 
@@ -90,7 +101,7 @@ def save_base(
 
     Parameters
     ----------
-    network : a `UNet2DModel`; its name is not kept, so that no path of this machine enters the folder.
+    network : a diffusers backbone, which the folder holds as `unet` whatever its class is; its name is not kept, so that no path of this machine enters the folder.
     betas : first and last beta of the linear kinds; Ho et al.'s if not given.
     """
     from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
@@ -165,7 +176,8 @@ def _with_repeated_blocks(network: "UNet2DModel") -> "UNet2DModel":
     return network
 
 
-def _check_levels(config: NetworkConfig, *, size_px: int) -> None:
+def check_levels(config: NetworkConfig, *, size_px: int) -> None:
+    """Raise ConfigError where the size cannot be halved once per level, or a level is named that is not there."""
     levels = len(config.widths)
     if size_px % 2 ** (levels - 1):
         raise ConfigError(
@@ -179,13 +191,19 @@ def _check_levels(config: NetworkConfig, *, size_px: int) -> None:
             )
 
 
-def _groups(widths: tuple[int, ...]) -> int:
+def group_count(widths: tuple[int, ...]) -> int:
+    """Return a number of normalisation groups that divides every width, with at least four channels to a group."""
     common = math.gcd(*widths)
     if common < _CHANNELS_PER_GROUP:
         raise ConfigError(
             f"network.widths = {list(widths)}: all widths must share a divisor of at least {_CHANNELS_PER_GROUP}."
         )
     return _largest_divisor(common, limit=min(32, min(widths) // _CHANNELS_PER_GROUP))
+
+
+def head_width(width: int) -> int:
+    """Return the features of one attention head: the largest divisor of the width up to 32."""
+    return _largest_divisor(width, limit=_LARGEST_HEAD)
 
 
 def _largest_divisor(number: int, *, limit: int) -> int:

@@ -76,7 +76,9 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     )
     weights = sample_weights(classes_of(names, plates)[0], beta=config.beta)
     facts = {"cells": len(rows), "effective_sample_size": round(effective_sample_size(weights), 1)}
-    model = assembly.attach_adapter(base, config.adapter, seed=config.training.seed, init_from=config.init_from)
+    model = assembly.attach_adapter(
+        base, config.adapter, condition=condition.name, seed=config.training.seed, init_from=config.init_from
+    )
     finished = fitting.fit_denoiser(
         model,
         fitting.batch_source(

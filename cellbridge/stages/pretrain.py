@@ -53,9 +53,10 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         store_sha256=fingerprint(config.store),
     )
     network = assembly.build_network(card, seed=config.training.seed, init_from=config.init_from).to(device)
+    known_plates = assembly.condition_table(card).plates
     finished = fitting.fit_denoiser(
         network,
-        fitting.batch_source(store, rows, config, conditions=card.conditions, device=device),
+        fitting.batch_source(store, rows, config, conditions=card.conditions, device=device, plates=known_plates),
         card,
         config=config,
         run=RunDir(out),

@@ -83,7 +83,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     device = pick_device(config.device)
     base = assembly.load_base(config.base, device=device)
     assembly.check_fit(base.card, info)
-    models = assembly.load_models(base, config.adapters)
+    models = assembly.load_models(base, config.adapters, asked=wanted)
     translator = assembly.build_translator(config.method, models, source=source, solver=config.solver, x_T=config.x_T)
     targets = _choose(wanted, tuple(models), source=source)
     store = open_store(config.store)
