@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cellbridge import processes
-from cellbridge.errors import CellbridgeError, ResourceError, StoppedBySignal, did_you_mean
+from cellbridge.errors import CellbridgeError, ResourceError, StoppedBySignal, did_you_mean, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -310,11 +310,7 @@ def _destination(option: Option) -> str:
 
 def _resource_failure(error: BaseException, *, out: Path | None) -> str | None:
     """Say what ran out, memory or disk; None where nothing did. A write to a file that is open names no file: `out` stands for it."""
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    ):
+    if is_out_of_memory(error):
         return (
             "out of memory. Lower batch_size, or raise training.accumulation: the micro-batch shrinks and the result stays "
             f"the same ({' '.join(str(error).split())[:200]})"

@@ -1,5 +1,6 @@
 """What can go wrong, by kind: each prints one line and ends the command with its own exit code."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -64,6 +65,25 @@ class StoppedBySignal(CellbridgeError):
     def __init__(self, message: str, *, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",
+    "can't start new thread",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether memory ran out: Python's own error, PyTorch's, or one of the many that only say so in words."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    by_kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return by_kind or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MEMORY_TEXTS))
 
 
 def did_you_mean(found: str, known: Iterable[str], *, limit: int = 12) -> str:

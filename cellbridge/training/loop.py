@@ -7,7 +7,7 @@ touches them; they are restored when the loop ends.
 
 import signal
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cellbridge.config import TrainingConfig
-from cellbridge.errors import NumericalError, ResourceError, StoppedBySignal
+from cellbridge.errors import NumericalError, StoppedBySignal
 from cellbridge.runs import RunDir, exclusive
 from cellbridge.runtime import autocast, derive_seed, peak_memory_gib, seed_default_generators
 from cellbridge.training import checkpoint as checkpoints
@@ -24,6 +24,7 @@ from cellbridge.training import optim, power_ema, throughput
 from cellbridge.training.checkpoint import Resume
 from cellbridge.training.compilation import begin_micro_batch, begin_step, compiled
 from cellbridge.training.events import Compiling, Event, Finished, Logged, Profiled, SampleDue, Saved, Started
+from cellbridge.training.memory import within_memory
 from cellbridge.training.profiler import profiling
 from cellbridge.training.recomputation import recomputing
 from cellbridge.training.signals import StopRequest, stop_requests
@@ -121,11 +122,9 @@ def fit(
 def _train(training: Training, request: StopRequest) -> Iterator[Event]:
     config, clock, accelerator = training.config, training.clock, training.accelerator
     if training.step < config.steps:
-        with _memory_errors(config):
-            training.throughput = _measured(training)
+        training.throughput = within_memory(training, lambda: _measured(training))
     while training.step < config.steps:
-        with _memory_errors(config):
-            _step(training, request)
+        within_memory(training, lambda: _step(training, request))
         yield from _traced(training)
         keep_averages(training)
         step, last = training.step, training.step == config.steps
@@ -292,26 +291,3 @@ def _values(training: Training) -> dict[str, float]:
     values["host_memory_gib"] = peak_memory_gib(torch.device("cpu"))
     training.window.reset()
     return values
-
-
-@contextmanager
-def _memory_errors(config: TrainingConfig) -> Iterator[None]:
-    """Say which accumulation may fit, where memory ran out."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        texts = ("can't allocate memory", "not enough memory", "out of memory")
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
-            text in str(error) for text in texts
-        ):
-            raise
-        micro = config.batch_size // config.accumulation
-        halves = [n for n in range(config.accumulation + 1, config.batch_size + 1) if config.batch_size % n == 0]
-        advice = (
-            f"Set training.accumulation={halves[0]} (micro-batches of {config.batch_size // halves[0]}) in a new run; the result stays the same"
-            if halves
-            else "Use a smaller network or image"
-        )
-        raise ResourceError(
-            f"out of memory in a micro-batch of {micro}. {advice}; saved checkpoints are intact."
-        ) from error

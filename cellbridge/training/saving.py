@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cellbridge.errors import is_out_of_memory
 from cellbridge.runs import RunDir
 from cellbridge.training import checkpoint as checkpoints
 from cellbridge.training.checkpoint import TENSORS, Snapshot
@@ -23,27 +24,40 @@ class CheckpointWriter:
     Parameters
     ----------
     keep_last : how many checkpoints stay.
-    beside : write in the background; otherwise `begin` returns when the checkpoint is published, and copies nothing.
+    beside : write in the background; otherwise, and from when there is no memory for the copy, `begin` returns when the checkpoint
+        is published, and copies nothing.
     """
 
     def __init__(self, run: RunDir, *, keep_last: int, beside: bool):
         self._run = run
         self._keep_last = keep_last
         self._thread = ThreadPoolExecutor(1, "checkpoint") if beside else None
+        if self._thread is not None:
+            # What a thread takes of the address space is to be taken before the first step.
+            self._thread.submit(bytearray, 1 << 16)
         self._write: Future[Path] | None = None
         self._step = 0
         self._buffers: dict[str, Tensor] = {}
+
+    @property
+    def holds_a_copy(self) -> bool:
+        """Whether the memory that the copy needs is taken already, or never will be."""
+        return self._thread is None or bool(self._buffers)
 
     def begin(self, snapshot: Snapshot) -> None:
         """Start to write a snapshot, whose tensors may change once this returns; `collect` must have waited for the one before."""
         assert self._write is None
         self._step = snapshot.step
-        if self._thread is None:
-            self._write = Future()
-            self._write.set_result(checkpoints.save(self._run, snapshot, keep_last=self._keep_last))
-            return
-        copied, ready = self._copy(snapshot)
-        self._write = self._thread.submit(self._publish, copied, ready)
+        if self._thread is not None:
+            try:
+                self._write = self._thread.submit(self._publish, *self._copy(snapshot))
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.close()  # from here on without a copy, while training waits
+        self._write = Future()
+        self._write.set_result(checkpoints.save(self._run, snapshot, keep_last=self._keep_last))
 
     def collect(self, *, waiting: bool) -> Saved | None:
         """Return the checkpoint that was published since the last call, if there is one.
@@ -71,6 +85,7 @@ class CheckpointWriter:
         """Wait for the write in progress and end the thread; to be called before the run directory is given up."""
         if self._thread is not None:
             self._thread.shutdown()
+        self._thread = None
         self._buffers.clear()
 
     def _publish(self, snapshot: Snapshot, ready: torch.cuda.Event | None) -> Path:

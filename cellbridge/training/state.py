@@ -250,7 +250,6 @@ def restore(training: Training, saved: Snapshot, path: Path, *, accept_changes: 
     training.step = saved.step
     training.watch.begin(saved.step)
     return tuple(f"{path}: was made with other inputs and is continued all the same ({change})." for change in changes)
-    return tuple(f"{path}: was made with other inputs and is continued all the same ({change})." for change in changes)
 
 
 def keep_averages(training: Training) -> None:

@@ -15,7 +15,6 @@ from cellbridge.errors import (
     ConfigError,
     ModelError,
     NumericalError,
-    ResourceError,
     RunError,
     StoppedBySignal,
 )
@@ -229,14 +228,6 @@ def test_the_first_bad_step_is_named_with_the_last_good_checkpoint(tmp_path, kin
     for _, path in RunDir(tmp_path).saved_checkpoints():
         snapshot = checkpoint.load(path)
         assert all(torch.isfinite(t).all() for t in (*snapshot.weights.values(), *snapshot.ema.values()))
-
-
-def test_out_of_memory_says_what_may_fit(tmp_path):
-    def hungry(module, batch):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
-
-    with pytest.raises(ResourceError, match=r"micro-batch of 4\. Set training\.accumulation=4 \(micro-batches of 2\)"):
-        list(events(tmp_path, loss=hungry))
 
 
 def test_frozen_network_and_overlong_checkpoint_are_refused(tmp_path):

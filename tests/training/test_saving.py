@@ -14,6 +14,7 @@ from cellbridge.runs import RunDir, verify_directory
 from cellbridge.training import checkpoint
 from cellbridge.training.events import Logged, Saved
 from cellbridge.training.loop import LossOutput
+from cellbridge.training.saving import CheckpointWriter
 
 save = checkpoint.save
 
@@ -153,3 +154,13 @@ def test_buffers_are_used_again(tmp_path, monkeypatch):
     assert len({tuple(place.values()) for place in places}) == 1
     assert not set(places[0].values()) & {tensor.data_ptr() for tensor in module.state_dict().values()}
     assert torch.equal(checkpoint.load(RunDir(tmp_path).checkpoint(24)).weights["3.weight"], module[3].weight)
+
+
+def test_without_memory_for_the_copy_checkpoints_are_written_all_the_same(tmp_path, monkeypatch):
+    def none_left(writer, name, tensor):
+        raise MemoryError
+
+    list(events(tmp_path / "plain"))
+    monkeypatch.setattr(CheckpointWriter, "_host_copy", none_left)
+    list(events(tmp_path / "short"))
+    assert digests(tmp_path / "short", 24) == digests(tmp_path / "plain", 24)
