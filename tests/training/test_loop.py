@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from cellbridge.errors import (
 )
 from cellbridge.runs import RunDir, verify_directory
 from cellbridge.training import checkpoint
-from cellbridge.training.events import Finished, Logged, SampleDue, Saved, Started
+from cellbridge.training.events import Finished, Logged, SampleDue, Saved, Started, show
 from cellbridge.training.loop import LossOutput
 
 
@@ -203,11 +204,27 @@ def test_training_works_outside_the_main_thread(tmp_path):
     assert isinstance(seen[-1], Finished)
 
 
-def test_divergence_is_reported_and_never_saved(tmp_path):
-    with pytest.raises(NumericalError, match=r"not finite.*learning rate.*[Cc]heckpoint") as error:
-        list(events(tmp_path, learning_rate=1e20, warmup_steps=0, log_every=100, checkpoint_every=100, steps=100))
+@pytest.mark.parametrize("every", [1, 7, 100])
+def test_divergence_is_reported_within_twenty_steps_and_never_saved(tmp_path, every):
+    asked = []
+
+    def counted(step, micro):
+        asked.append(step)
+        return batches(step, micro)
+
+    run = RunDir(tmp_path)
+    rates = {"learning_rate": 1e20, "warmup_steps": 0, "steps": 100}
+    training = events(tmp_path, batches=counted, log_every=every, checkpoint_every=every, **rates)
+    text = r"(loss|gradient|weights) not finite (at|after) step \d+ \(learning rate 1e\+20\)\. .*[Cc]heckpoint"
+    with pytest.raises(NumericalError, match=text) as error:
+        show(training, run=run, description="diverging", total=100, images_per_step=8)
     assert error.value.exit_code == 3
-    assert RunDir(tmp_path).saved_checkpoints() == []
+    assert max(asked) < 20
+    for _, path in run.saved_checkpoints():
+        snapshot = checkpoint.load(path)
+        assert all(torch.isfinite(t).all() for name in checkpoint.TENSORS for t in getattr(snapshot, name).values())
+    for line in run.events.read_text().splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
