@@ -180,11 +180,28 @@ def begin_checkpoint(training: Training) -> None:
         raise NumericalError(
             f"weights not finite after step {training.step} (learning rate {rate:.3g}). {last_good(training)} Lower training.learning_rate."
         )
+    window = whole_window(training)
     if training.accelerator.is_main_process:
-        training.writer.begin(snapshot(training))
+        training.writer.begin(snapshot(training, window))
 
 
-def snapshot(training: Training) -> Snapshot:
+def whole_window(training: Training) -> dict[str, Tensor]:
+    """Return the window of all processes together, as a single one would hold it; each process has to ask."""
+    held = training.window.tensors()
+    if training.accelerator.num_processes == 1:
+        return held
+    total, largest = training.sum_over_processes, training.largest_over_processes
+    combine = {"losses": total, "monitors": total, "maxima": largest, "minima": lambda values: -largest(-values)}
+    return {name: combine.get(name.partition("/")[0], lambda same: same)(tensor) for name, tensor in held.items()}
+
+
+def own_share(window: Mapping[str, Tensor], *, main: bool) -> dict[str, Tensor]:
+    """Return what one of the processes takes of a saved window: the main one all of it, the others nothing of what is summed."""
+    summed = ("losses", "monitors")
+    return {n: t if main or n.partition("/")[0] not in summed else torch.zeros_like(t) for n, t in window.items()}
+
+
+def snapshot(training: Training, window: dict[str, Tensor]) -> Snapshot:
     """Return everything that the next step depends on; the tensors are the live ones."""
     return Snapshot(
         step=training.step,
@@ -193,7 +210,7 @@ def snapshot(training: Training) -> Snapshot:
         weights=training.weights(),
         ema=training.ema,
         optimizer=optim.state_tensors(training.optimizer, training.parameters),
-        window=training.window.tensors(),
+        window=window,
         averages=power_ema.flattened(training.averages),
         method=memory_of(training.loss),
     )
@@ -246,7 +263,7 @@ def restore(training: Training, saved: Snapshot, path: Path, *, accept_changes: 
     optim.load_state_tensors(
         training.optimizer, training.parameters, saved.optimizer, where=f"{path}/optimizer.safetensors"
     )
-    training.window.load(saved.window)
+    training.window.load(own_share(saved.window, main=training.accelerator.is_main_process))
     training.step = saved.step
     training.watch.begin(saved.step)
     return tuple(f"{path}: was made with other inputs and is continued all the same ({change})." for change in changes)
