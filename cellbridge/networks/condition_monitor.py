@@ -28,8 +28,9 @@ def condition_over_time(network: nn.Module, t: Times, labels: Labels) -> Tensor 
             vector = module.conditioner(labels, t)
             module.conditioner.tokens.training = training
             return _ratio(vector, _time_embedding(module.backbone, t))
-        if getattr(module, "class_embedding", None) is not None and hasattr(module, "time_embedding"):
-            return _ratio(module.class_embedding(labels), _time_embedding(module, t))
+        embedding: Any = getattr(module, "class_embedding", None)
+        if embedding is not None and hasattr(module, "time_embedding"):
+            return _ratio(embedding(labels), _time_embedding(module, t))
     return None
 
 

@@ -60,7 +60,8 @@ class SelfAttention(nn.Module):
     def forward(self, values: Tensor, keep: Tensor) -> Tensor:
         """Attend to the kept tokens; every image keeps at least one."""
         joint = self.joint(self.norm(values)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(*joint.unbind(), attn_mask=keep[:, None, None, :])
+        query, key, value = joint.unbind()
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=keep[:, None, None, :])
         values = values + self.outward(attended.transpose(1, 2).flatten(2))
         result: Tensor = values + self.perceptron(values)
         return result
