@@ -300,7 +300,14 @@ def attach_adapter(
     lora.copy_row(network, source=CONTROL_ROW, target=len(base.card.conditions) - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = lora.attach(network, rank=config.rank, alpha=config.alpha, targets=config.targets)
+        model = lora.attach(
+            network,
+            rank=config.rank,
+            alpha=config.alpha,
+            targets=config.targets,
+            rslora=config.rslora,
+            dora=config.dora,
+        )
     if init_from is not None:
         directory = model_directory(init_from)
         loaded = library.load_adapter(_with_spare_row(base, condition), directory, base_sha256=base.sha256)

@@ -2,7 +2,8 @@
 
 References
 ----------
-Hu et al. 2021, "LoRA", arXiv:2106.09685, eq. 3.
+Hu et al. 2021, "LoRA", arXiv:2106.09685, eq. 3. Kalajdzievski 2023, "A rank stabilization scaling factor" (rsLoRA),
+arXiv:2312.03732, eq. 3. Liu et al. 2024, "DoRA", arXiv:2402.09353, eq. 5.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,25 +23,43 @@ Target = Literal["attention", "convolution", "time"]
 MODULES: dict[Target, tuple[str, ...]] = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
     "convolution": ("conv1", "conv2", "conv_shortcut"),
-    "time": ("time_emb_proj", "time_embedding.linear_1", "time_embedding.linear_2"),
+    "time": (
+        "time_emb_proj",
+        "time_embedding.linear_1",
+        "time_embedding.linear_2",
+        "timestep_embedder.linear_1",
+        "timestep_embedder.linear_2",
+        "norm1.linear",
+        "adaln_single.linear",
+        "to_vector.outward",
+    ),
 }
-"""Which of the backbone's modules each target adapts, by the end of their names."""
+"""Which modules each target adapts, by the end of their names, in UNets and transformers: attention's projections, the convolutions of
+residual blocks, and what carries time and condition into the blocks."""
 
 CONDITION_EMBEDDING = "class_embedding"
 
 
 def attach(
-    network: nn.Module, *, rank: int, alpha: float | None = None, targets: Sequence[Target] = tuple(MODULES)
+    network: nn.Module,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    targets: Sequence[Target] = tuple(MODULES),
+    rslora: bool = False,
+    dora: bool = False,
 ) -> "PeftModel":
     """Wrap a backbone in a fresh LoRA adapter; everything but the adapter and the condition embedding is frozen.
 
-    The wrapped network gives what the backbone gave, bit for bit, until it is trained. `network` itself is changed by this: hand in
-    a copy where the base is needed untouched. A is drawn from PyTorch's default generator.
+    The wrapped network gives what the backbone gave, bit for bit (DoRA: to 1e-6 of the output's range), until it is trained. `network`
+    itself is changed by this: hand in a copy where the base is needed untouched. A is drawn from PyTorch's default generator.
 
     Parameters
     ----------
     alpha : numerator of the scale; None takes the rank, so that the update is B A.
     targets : attention alone cannot change fine texture: it lies at the coarse levels only.
+    rslora : scale by alpha / sqrt(rank), so that updates of every rank learn alike at one alpha.
+    dora : train the length of each output's weights apart from their direction W + (alpha / rank) B A.
 
     Raises
     ------
@@ -48,17 +67,27 @@ def attach(
     """
     from peft import LoraConfig, get_peft_model
 
-    names = [name for target in targets for name in MODULES[target]]
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
-        target_modules=names,
+        target_modules=_present(network, targets),
         modules_to_save=[CONDITION_EMBEDDING],
+        use_rslora=rslora,
+        use_dora=dora,
     )
-    try:
-        return get_peft_model(network, config)
-    except ValueError as error:
-        raise ModelError(f"LoRA on {', '.join(targets)}: {error}") from None
+    return get_peft_model(network, config)
+
+
+def _present(network: nn.Module, targets: Sequence[Target]) -> list[str]:
+    """Return the ends of names that the network has modules of; raise ModelError where it has none of any."""
+    modules = [f".{name}" for name, _ in network.named_modules()]
+    ends = [end for target in targets for end in MODULES[target]]
+    present = [end for end in ends if any(name.endswith(f".{end}") for name in modules)]
+    if not present:
+        raise ModelError(
+            f"LoRA on {', '.join(targets)}: the network has no module called {', '.join(ends)}. Name other adapter.targets."
+        )
+    return present
 
 
 def copy_row(network: nn.Module, *, source: int, target: int) -> None:

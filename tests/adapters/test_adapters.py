@@ -1,39 +1,18 @@
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_base import CONDITION, CONTROL, KINDS, build_base, call, trained
 
+from cellbridge import _compat
 from cellbridge.adapters import library, lora
 from cellbridge.config import NetworkConfig
 from cellbridge.errors import ModelError
 from cellbridge.networks.unet import build_unet, save_base
-
-CONTROL, CONDITION = 1, 2
-
-
-def build_base():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build_unet(
-            NetworkConfig(widths=(8, 16), attention_levels=(1,)), channels=3, size_px=8, conditions=3
-        ).eval()
-
-
-def call(network, label: int = CONTROL) -> torch.Tensor:
-    x_t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return network(x_t, torch.full((2,), 300.5), class_labels=torch.full((2,), label), return_dict=False)[0]
-
-
-def trained(network, seed: int = 1):
-    """Return an adapter whose weights are not those of its start."""
-    model = lora.attach(copy.deepcopy(network), rank=4).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in lora.trainable(model).values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +35,13 @@ def test_a_fresh_adapter_is_the_base_bit_for_bit(base, targets):
         assert torch.equal(call(model, label), call(base, label))
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_fresh_adapter_of_each_kind_is_the_base(base, kind):
+    """Bit for bit, but for DoRA, which divides each output by its length and multiplies by it again."""
+    model = lora.attach(copy.deepcopy(base), rank=4, **KINDS[kind]).eval()
+    assert (call(model) - call(base)).abs().max().item() <= (1e-6 if kind == "DoRA" else 0.0)
+
+
 def test_a_condition_starts_as_a_copy_of_the_control(base):
     network = copy.deepcopy(base)
     lora.copy_row(network, source=CONTROL, target=CONDITION)
@@ -75,8 +61,9 @@ def test_only_adapter_and_condition_rows_are_trainable(base):
         assert any(part in name for name in names), part
 
 
-def test_every_trainable_parameter_receives_a_gradient_and_no_other(base):
-    model = trained(base)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_trainable_parameter_receives_a_gradient_and_no_other(base, kind):
+    model = trained(base, **KINDS[kind])
     model(torch.randn(3, 3, 8, 8), torch.full((3,), 20.0), class_labels=torch.arange(3), return_dict=False)[
         0
     ].square().sum().backward()
@@ -84,8 +71,9 @@ def test_every_trainable_parameter_receives_a_gradient_and_no_other(base):
     assert reached == set(lora.trainable(model))
 
 
-def test_merged_equals_unmerged(base):
-    model = trained(base)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_merged_equals_unmerged(base, kind):
+    model = trained(base, **KINDS[kind])
     merged = library.merge(model)
     assert type(merged) is type(base)
     assert (call(merged, CONDITION) - call(model, CONDITION)).abs().max().item() < 1e-5
@@ -93,10 +81,11 @@ def test_merged_equals_unmerged(base):
     assert not torch.equal(call(model, CONDITION), call(base, CONDITION))
 
 
-def test_the_scale_is_alpha_over_rank(base):
-    model = lora.attach(copy.deepcopy(base), rank=4, alpha=2.0)
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 0.5), (True, 1.0)])
+def test_the_scale_is_alpha_over_rank_or_over_its_root(base, rslora, scale):
+    model = lora.attach(copy.deepcopy(base), rank=4, alpha=2.0, rslora=rslora)
     layer = next(module for module in model.modules() if getattr(module, "scaling", None))
-    assert layer.scaling == {"default": 0.5}
+    assert layer.scaling == {"default": scale}
 
 
 def test_a_saved_adapter_loads_to_the_same_output(base, saved):
@@ -105,15 +94,41 @@ def test_a_saved_adapter_loads_to_the_same_output(base, saved):
     assert torch.equal(call(loaded, CONDITION), call(model, CONDITION))
 
 
-def test_a_saved_adapter_opens_with_peft_and_diffusers_alone(base, saved, tmp_path):
-    from diffusers import UNet2DModel
-    from peft import PeftModel
+OUTSIDE = """
+import json, runpy, sys
+guard, base, x_t, *adapters = sys.argv[1:]
+runpy.run_path(guard)["install"]()  # a torchvision built for CUDA does not import beside a CPU torch
+import torch
+from diffusers import UNet2DModel
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+x_t = load_file(x_t)["x_t"]
+for directory in adapters:
+    model = PeftModel.from_pretrained(UNet2DModel.from_pretrained(base), directory).eval()
+    with torch.no_grad():
+        output = model(x_t, torch.full((2,), 300.5), class_labels=torch.full((2,), 2), return_dict=False)[0]
+    save_file({"output": output}, directory + ".safetensors")
+assert "cellbridge" not in sys.modules
+"""
 
-    directory, model = saved
+
+def test_saved_adapters_of_every_kind_open_with_peft_and_diffusers_alone(base, tmp_path):
     save_base(base, tmp_path / "base", kind="cosine", steps=1000, prediction="v")
-    network = UNet2DModel.from_pretrained(tmp_path / "base" / "unet")
-    outside = PeftModel.from_pretrained(network, str(directory)).eval()
-    assert torch.equal(call(outside, CONDITION), call(model, CONDITION))
+    models = {kind: trained(base, **own).requires_grad_(False) for kind, own in KINDS.items()}
+    for kind, model in models.items():
+        library.save_adapter(model, tmp_path / kind, base_sha256="a" * 64)
+    x_t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    save_file({"x_t": x_t}, tmp_path / "x_t.safetensors")
+    paths = [
+        Path(_compat.__file__),
+        tmp_path / "base/unet",
+        tmp_path / "x_t.safetensors",
+        *map(tmp_path.joinpath, KINDS),
+    ]
+    subprocess.run([sys.executable, "-c", OUTSIDE, *map(str, paths)], check=True, cwd=tmp_path)
+    for kind, model in models.items():
+        outside = load_file(tmp_path / f"{kind}.safetensors")["output"]
+        assert (outside - call(model, CONDITION)).abs().max().item() <= 1e-6
 
 
 def test_the_directory_holds_the_named_files_and_no_path(base, saved):

@@ -10,12 +10,12 @@ from sizes import Size
 
 from cellbridge.config import AdapterConfig
 
-_LIGHTER = 8
+_WIDER = 16
 
 
 def adapter(size: Size, device: torch.device) -> dict[str, Any]:
-    """Count bytes of the default adapter, of a lighter one and of full fine-tuning on the largest network; exact, so without intervals."""
-    configs = [AdapterConfig(), AdapterConfig(rank=_LIGHTER)]
+    """Count bytes of the default adapter, of a wider one and of full fine-tuning on the largest network; exact, so without intervals."""
+    configs = [AdapterConfig(), AdapterConfig(rank=_WIDER)]
     full, counted = compare(size.on_device[-1], configs)
     rows: list[Row] = []
     for config, adapted in zip(configs, counted, strict=True):

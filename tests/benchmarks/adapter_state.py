@@ -1,6 +1,6 @@
 """What training an adapter holds and saves, against training the whole backbone: exact bytes, counted without allocating them.
 
-    python tests/benchmarks/adapter_state.py [--ranks 4 8 12 16] [--json]
+    python tests/benchmarks/adapter_state.py [--ranks 4 8 16] [--json]
 
 Counted are gradients, AdamW's state, the moving average, and a checkpoint's tensor files on disk. The frozen base and the activations
 are not: an adapter keeps nearly all activations of full training.
@@ -84,7 +84,7 @@ def compare(
     return full, counted
 
 
-def largest_rank(full: StateBytes, *, limit: int = AdapterConfig().rank, goal: float = GOAL) -> int:
+def largest_rank(full: StateBytes, *, limit: int = 16, goal: float = GOAL) -> int:
     """Return the largest rank up to `limit` whose state in memory and on disk stays within the goal; 0 where none does."""
 
     def share(rank: int) -> float:
