@@ -220,7 +220,7 @@ def test_stopped_processes_have_saved_and_one_process_continues(study: Path, tmp
         while not run.events.is_file() or '"logged"' not in run.events.read_text(encoding="utf-8"):
             assert all(process.is_alive() for process in started)
             time.sleep(0.05)
-        for process in started:
+        for process in [*started, *started]:  # as a scheduler and then its launcher do
             process.terminate()
 
     ended = launch(command, [[*long, "--set", "training.steps=9000"]] * 2, meanwhile=stop)
