@@ -44,7 +44,7 @@ from cellbridge.networks.backbones import (
 from cellbridge.networks.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
 from cellbridge.networks.classifier import Classifier, load_classifier_directory
 from cellbridge.networks.condition_table import ConditionTable
-from cellbridge.networks.conditioning import ConditionedBackbone
+from cellbridge.networks.conditioning import ConditionedBackbone, condition_rows
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import WEIGHTS as UNET_WEIGHTS
 from cellbridge.networks.unet import load_unet, require_same_keys, save_base
@@ -415,12 +415,12 @@ def _guidance(denoiser: Denoiser, solver: SolverConfig, card: ModelCard) -> Deno
 
 def _scales_of_rows(denoiser: Denoiser, scale: float, card: ModelCard) -> Tensor:
     """Return a guidance scale for every row of the embedding, 1 for the rows that stand for no condition."""
-    embedding = next((p for name, p in denoiser.named_parameters() if name.endswith("class_embedding.weight")), None)
+    embedding = condition_rows(denoiser)
     if embedding is None:
         raise ModelError("guidance_by_distance: the network has no table of condition embeddings. Set it to false.")
     rows = [row for row, name in enumerate(card.conditions) if name not in ("", SPARE)]
     scales = torch.ones(len(card.conditions), device=embedding.device)
-    near = scales_by_distance(embedding.detach()[rows], scale, reference=rows.index(CONTROL_ROW))
+    near = scales_by_distance(embedding[rows], scale, reference=rows.index(CONTROL_ROW))
     scales[rows] = near.to(scales)
     return scales
 

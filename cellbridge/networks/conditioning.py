@@ -109,6 +109,21 @@ class Conditioner(nn.Module):
         return {"vectors": found.cpu().contiguous()}
 
 
+def condition_rows(network: nn.Module) -> Tensor | None:
+    """Return what stands for each row of a network's conditions, (row, feature), of a scheme's vectors or tokens or else of its embedding.
+
+    None where there is neither, and where it depends on the time. Wrappers are looked through.
+    """
+    for module in network.modules():
+        if isinstance(module, Conditioner):
+            rows = module.rows()
+            if "tokens" in rows:
+                return (rows["tokens"] * rows["keep"][..., None]).flatten(1)
+            return rows.get("vectors")
+    named = network.named_parameters()
+    return next((p.detach() for name, p in named if name.endswith("class_embedding.weight")), None)
+
+
 Entry = Callable[[Any, Images, Times, Any], Images]
 
 

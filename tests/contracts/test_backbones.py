@@ -11,6 +11,7 @@ from cellbridge.errors import ConfigError, ModelError
 from cellbridge.networks.conditioning import late
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import WEIGHTS, save_base
+from cellbridge.training.compilation import compiled
 
 BACKBONES = {
     "unet": ("unet", "added", "UNet2DModel"),
@@ -109,6 +110,26 @@ def test_recomputed_activations_give_the_same_gradients(chosen):
         assert without_gradient(network, *images) == []
         found.append([p.grad.clone() for p in network.parameters()])
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["default", "regional"])
+def test_a_compiled_network_trains_to_the_same_gradients(chosen, strategy):
+    network, images = build(configured(*chosen, dropout=0.0)).train(), noisy()
+    assert without_gradient(network, *images) == []
+    expected = [p.grad.clone() for p in network.parameters()]
+    with compiled(network, strategy, device=torch.device("cpu"), backend="eager") as fast:
+        assert without_gradient(fast, *images) == []
+    assert all(
+        torch.allclose(p.grad, e, rtol=1e-4, atol=1e-7) for p, e in zip(network.parameters(), expected, strict=True)
+    )
+
+
+def test_half_precision_goes_through(chosen):
+    network, images = build(configured(*chosen)), noisy()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = call(network, *images)
+    assert torch.allclose(output.float(), call(network, *images), atol=0.1)
 
 
 def test_blocks_that_start_at_zero_pass_their_input_on(chosen):

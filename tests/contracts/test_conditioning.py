@@ -13,7 +13,7 @@ from cellbridge.errors import ConfigError
 from cellbridge.networks.condition_monitor import MONITOR, condition_over_time, condition_warning
 from cellbridge.networks.condition_table import ConditionTable
 from cellbridge.networks.condition_tokens import TokenEncoder, Tokens
-from cellbridge.networks.conditioning import Projected
+from cellbridge.networks.conditioning import Projected, condition_rows
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import save_base
 
@@ -61,6 +61,13 @@ def test_an_output_does_not_depend_on_its_batch_nor_changes_the_random_state(net
         alone = torch.cat([call(network, *(part[i : i + 3] for part in (x_t, t, labels))) for i in range(0, 18, 3)])
     assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_half_precision_goes_through(network):
+    x_t, t, labels = *noisy(18)[:2], labels_everywhere()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = call(network, x_t, t, labels)
+    assert torch.allclose(output.float(), call(network, x_t, t, labels), atol=0.2)
 
 
 def test_compound_dose_and_plate_are_told_apart_from_the_first(network):
@@ -238,6 +245,19 @@ def test_the_monitor_is_the_ratio_of_the_norms_that_are_added():
     time = network.time_embedding(network.time_proj(t))
     expected = network.class_embedding.weight[labels].norm(dim=1) / time.norm(dim=1)
     assert torch.allclose(condition_over_time(network, t, labels), expected.detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_rows_of_a_network_tell_conditions_apart_by_more_than_their_label(name):
+    """What guidance by distance measures: two doses of one compound are nearer than two compounds."""
+    network = network_of(name)
+    rows = condition_rows(network)
+    if "time" in network.conditioner.tokens.kinds:
+        assert rows is None
+        return
+    compounds = torch.dist(rows[1], rows[4])
+    doses = torch.dist(rows[2], rows[3])
+    assert 0 < doses < compounds
 
 
 @pytest.mark.parametrize(("std", "warned"), [(0.02, False), (1.0, True)])
