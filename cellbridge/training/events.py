@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from cellbridge.errors import RunError
 from cellbridge.progress import Bar, bar
 from cellbridge.runs import RunDir, write_text
+from cellbridge.training.board import Board
 from cellbridge.training.trackers import Track, tracked
 
 
@@ -260,25 +261,20 @@ class _Journal:
     """events.jsonl, TensorBoard and trackers."""
 
     def __init__(self, run: RunDir, *, after_step: int, track: Track):
-        from torch.utils.tensorboard import SummaryWriter
-
         run.path.mkdir(parents=True, exist_ok=True)
         truncate(run.events, after_step=after_step if after_step else -1)
         self.has_warned = run.events.is_file() and any(entry.get("event") == "warned" for entry in read(run.events))
         self.facts: dict[str, float] = {}
         self._run, self._track = run, track
         self._lines = run.events.open("a", encoding="utf-8")
-        self._board: Any = SummaryWriter(run.tensorboard, purge_step=after_step + 1)
+        self._board = Board(run.tensorboard, after_step=after_step)
 
     @classmethod
     @contextmanager
     def opened(cls, run: RunDir, *, after_step: int, track: Track) -> Iterator["_Journal"]:
         journal = cls(run, after_step=after_step, track=track)
-        try:
+        with closing(journal._board), journal._lines:
             yield journal
-        finally:
-            journal._lines.close()
-            journal._board.close()
 
     def write(self, event: Event) -> None:
         if isinstance(event, SampleDue):
@@ -286,8 +282,7 @@ class _Journal:
         entry: dict[str, Any] = {"event": type(event).__name__.lower(), "step": event.step}
         if isinstance(event, Logged):
             entry |= {name: value if math.isfinite(value) else None for name, value in event.values.items()}
-            for name, value in event.values.items():
-                self._board.add_scalar(name, value, event.step)
+            self._board.add(event.step, event.values)
             self._track(event.step, event.values)
         if isinstance(event, Started):
             entry |= self.facts | ({"warnings": list(event.warnings)} if event.warnings else {})

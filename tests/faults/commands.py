@@ -35,7 +35,7 @@ _MODULES = (
     "diffusers.pipelines.ddim.pipeline_ddim",
     "peft",
     "sklearn.linear_model",
-    "torch.utils.tensorboard",
+    "tensorboard.summary.writer.record_writer",
     "matplotlib.pyplot",
 )
 _FORKS = multiprocessing.get_context("forkserver")

@@ -24,7 +24,6 @@ _WARM.set_forkserver_preload(
         "scipy.stats",
         "torch._dynamo",
         "torch.distributed",
-        "torch.utils.tensorboard",
     ]
 )
 _SECONDS = 120

@@ -1,7 +1,10 @@
+import errno
 import json
 import math
 import resource
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cellbridge.config import TrainingConfig
 from cellbridge.errors import NumericalError
 from cellbridge.runs import RunDir
+from cellbridge.training.board import Board
 from cellbridge.training.events import Logged, Started, read, show, truncate, with_logarithms
 from cellbridge.training.loop import LossOutput
 from cellbridge.training.optim import learning_rate
@@ -73,6 +77,42 @@ def test_tensorboard_holds_each_value(tmp_path):
         "memory_gib",
     } <= set(board.Tags()["scalars"])
     assert [scalar.step for scalar in board.Scalars("loss")] == [5, 10, 15, 20, 24]
+
+
+def test_tensorboard_hides_what_was_logged_after_the_step_that_training_continues_from(tmp_path):
+    for step, told in ((0, {5: 1.0, 10: 2.0, 15: 3.0}), (10, {15: 4.0})):
+        board = Board(tmp_path, after_step=step)
+        for k, value in told.items():
+            board.add(k, {"loss": value, "other/name": -value})
+        board.close()
+    seen = EventAccumulator(str(tmp_path)).Reload()
+    for name, sign in (("loss", 1), ("other/name", -1)):
+        assert [(s.step, sign * s.value) for s in seen.Scalars(name)] == [(5, 1.0), (10, 2.0), (15, 4.0)]
+
+
+def test_what_was_told_to_tensorboard_is_on_disk_at_once(tmp_path):
+    board = Board(tmp_path, after_step=0)
+    board.add(5, {"loss": 1.0})
+    assert [s.value for s in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")] == [1.0]
+    board.close()
+
+
+@pytest.mark.parametrize("full", ["events", "board"])
+def test_a_full_disk_is_told_by_an_error_of_this_thread_alone(tmp_path, monkeypatch, capfd, full):
+    """Where events.jsonl or TensorBoard's file lie on a device that is always full."""
+    opened = Path.open
+
+    def on_full_disk(path, *arguments, **options):
+        hit = "tfevents" in path.name if full == "board" else path.name == "events.jsonl"
+        return open("/dev/full", "wb" if full == "board" else "w") if hit else opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", on_full_disk)
+    threads = threading.active_count()
+    with pytest.raises(OSError, match="No space left") as error:
+        shown(tmp_path)
+    assert error.value.errno == errno.ENOSPC
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.active_count() == threads
 
 
 def test_samples_are_asked_for_with_the_average_and_at_the_end(tmp_path):
