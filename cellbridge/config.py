@@ -23,11 +23,14 @@ from pydantic import (
 
 from cellbridge.errors import ConfigError, did_you_mean
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What both NumPy's and PyTorch's generators take."""
+
 
 class Section(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -341,7 +344,7 @@ class TrainingConfig(Section):
     channels_last: bool = False
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time, the same numbers."""
-    seed: int = 0
+    seed: Seed = 0
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 500
     keep_last: PositiveInt = 2
@@ -459,7 +462,8 @@ def validate(
         if not path:
             raise ConfigError(f"{source}: {message}.") from None
         text = _at(written, first["loc"])
-        remedy = f' Quote it: "{text}".' if first["type"] == "string_type" and isinstance(text, str) else ""
+        remedies = {"string_type": f' Quote it: "{text}".', "tuple_type": f" Write a list: [{text}]."}
+        remedy = remedies.get(first["type"], "") if isinstance(text, str) else ""
         raise ConfigError(f'{source}: "{where}" = {first["input"]!r}: {message}.{remedy}') from None
 
 

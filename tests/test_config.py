@@ -49,6 +49,10 @@ def test_a_yaml_tag_that_would_run_code_is_refused(tmp_path: Path) -> None:
     [
         (["training.batch_size=10", "training.accumulation=4"], "batch_size 10 is not a multiple of accumulation 4"),
         (["training.steps=0"], "greater than 0"),
+        (["training.gradient_clip=inf"], "finite number"),
+        (["training.seed=-1"], "greater than or equal to 0"),
+        (["training.seed=9223372036854775808"], "less than 9223372036854775808"),
+        (["training.trackers=wandb"], r"Write a list: \[wandb\]"),
         (["training"], "expected KEY=VALUE"),
         (["name.a=1"], "holds a single value"),
         ([], '"name" is required'),

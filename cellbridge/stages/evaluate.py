@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from cellbridge.config import Section, dump
+from cellbridge.config import Section, Seed, dump
 from cellbridge.data.lineage import require_made_from, shared_plates, training_plates
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ModelError, NumericalError, RunError, StoreError
@@ -49,7 +49,7 @@ class Config(Section):
     split: str = "test"
     n: PositiveInt | None = None
     """Source cells per row; None takes all that every model translated."""
-    seed: int = 0
+    seed: Seed = 0
     inception_weights: Path | None = None
     """torch-fidelity's Inception state dict; without it, what needs it is not computed."""
     resamples: int = Field(default=1000, ge=100)

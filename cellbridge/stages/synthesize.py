@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cellbridge import config as configuration
 from cellbridge.conditions import Condition
-from cellbridge.config import Section
+from cellbridge.config import Section, Seed
 from cellbridge.errors import RunError
 from cellbridge.progress import bar
 from cellbridge.runs import MANIFEST, RunDir, begin, is_taken, publish_directory, read_manifest, write_json, write_text
@@ -34,7 +34,7 @@ _PLATE_MAP = "synthetic-map-1"
 class Config(Section):
     """Which plates to render; few wells of some conditions on purpose."""
 
-    seed: int = 0
+    seed: Seed = 0
     plates: tuple[str, ...] = Field(default=("SY000001", "SY000002", "SY000003", "SY000004"), min_length=1)
     test_plates: tuple[str, ...] | None = None
     """Plates whose control wells get their counterfactual truth; by default the last one."""

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from cellbridge import processes
 from cellbridge.conditions import Condition, resolve
-from cellbridge.config import Section, SolverConfig
+from cellbridge.config import Section, Seed, SolverConfig
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
 from cellbridge.outputs import require_apart, require_directory
@@ -50,7 +50,7 @@ class Config(Section):
     method: Literal["ddib"] = "ddib"
     solver: SolverConfig = SolverConfig()
     x_T: Literal["inverted", "fresh"] = "inverted"
-    seed: int = 0
+    seed: Seed = 0
     batch_size: PositiveInt = 64
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: str = "auto"
