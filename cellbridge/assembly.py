@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cellbridge.adapters import library, lora
+from cellbridge.adapters.adapted import AdaptedNetwork
 from cellbridge.conditions import Condition
 from cellbridge.config import (
     AdapterConfig,
@@ -115,6 +116,15 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Attached:
+    """A base, the adapters over it of which `switch` puts some in force, and the card of each."""
+
+    base: "Base"
+    network: AdaptedNetwork
+    cards: Mapping[Condition, ModelCard]
+
+
+@dataclass(frozen=True)
 class Base:
     """A pretrained model: frozen weights, what they were trained on, and their hash."""
 
@@ -208,11 +218,15 @@ def with_unseen(base: Base, condition: Condition) -> Base:
 
 def _with_spare_row(base: Base, condition: str) -> nn.Module:
     """Return a copy of the base's network in which the row that an adapter takes has its condition's dose and text."""
-    network: Any = copy.deepcopy(base.network)
+    network = copy.deepcopy(base.network)
+    _describe_spare_row(network, base, condition)
+    return network
+
+
+def _describe_spare_row(network: Any, base: Base, condition: str) -> None:
     if isinstance(network, ConditionedBackbone) and network.conditioner is not None:
         card = base.card.model_copy(update={"conditions": (*base.card.conditions[:-1], condition)})
         network.conditioner.tokens.describe(condition_table(card))
-    return network
 
 
 def check_fit(card: ModelCard, info: StoreInfo) -> None:
@@ -440,12 +454,7 @@ def load_models(base: Base, adapters: Sequence[Path], *, asked: Iterable[Conditi
     given: dict[Condition, Path] = {}
     for path in adapters:
         denoiser, card = load_adapted(base, path)
-        condition = Condition.parse(card.condition)
-        if condition in given:
-            raise ModelError(
-                f"{given[condition]} and {path}: are both adapters for {condition.name}. Give one of them."
-            )
-        given[condition] = path
+        condition = _alone(card, path, given)
         models[condition] = Model(denoiser, len(card.conditions) - 1, card)
     for row, name in enumerate(base.card.conditions):
         if name not in ("", SPARE):
@@ -455,6 +464,89 @@ def load_models(base: Base, adapters: Sequence[Path], *, asked: Iterable[Conditi
             extended = with_unseen(base, condition)
             models[condition] = Model(extended.denoiser(), len(base.card.conditions), extended.card)
     return models
+
+
+def _alone(card: ModelCard, path: Path, given: dict[Condition, Path]) -> Condition:
+    """Return an adapter's condition and note its path; raise ModelError where another adapter has that condition."""
+    condition = Condition.parse(card.condition)
+    if condition in given:
+        raise ModelError(f"{given[condition]} and {path}: are both adapters for {condition.name}. Give one of them.")
+    given[condition] = path
+    return condition
+
+
+def attach_adapters(base: Base, adapters: Sequence[Path]) -> Attached:
+    """Attach adapters to one copy of the base, each by the name of its condition.
+
+    A condition that is in force by a part w of itself is w of the way from the control, from which every adapter started.
+
+    Raises
+    ------
+    ModelError : two adapters of one condition, or an adapter of another base.
+    """
+    start = copy.deepcopy(base.network)
+    lora.copy_row(start, source=CONTROL_ROW, target=len(base.card.conditions) - 1)
+    network = AdaptedNetwork(start, sha256=base.sha256)
+    cards: dict[Condition, ModelCard] = {}
+    given: dict[Condition, Path] = {}
+    for path in adapters:
+        directory = RunDir(path).require_model()
+        card = read_card(directory, kind="adapter")
+        condition = _alone(card, path, given)
+        network.attach(condition.name, directory)
+        cards[condition] = card
+    return Attached(base, network, cards)
+
+
+def card_of(attached: Attached, condition: Condition, *, shares: Mapping[Condition, float] | None = None) -> ModelCard:
+    """Return the card of what models a condition, which `switch` puts in force.
+
+    Parameters
+    ----------
+    shares : of adapters that are blended; by default the condition's own adapter, or else the base where it was trained on the
+        condition or reads its name.
+
+    Raises
+    ------
+    ConditionError : nothing models the condition.
+    """
+    base = attached.base.card
+    parts = _parts(attached, condition, shares)
+    if parts:
+        cards = [attached.cards[part] for part in parts]
+        named = (*cards[0].conditions[:-1], condition.name)
+        plates = tuple(sorted({plate for card in cards for plate in card.plates}))
+        return cards[0].model_copy(update={"conditions": named, "plates": plates})
+    if condition.name in base.conditions:
+        return base
+    if reads_unseen(attached.base.network):
+        return base.model_copy(update={"conditions": (*base.conditions, condition.name)})
+    raise ConditionError(
+        f'no model of "{condition.name}" was given: run `cellbridge finetune --condition "{condition.name}"` and pass its run as '
+        f"--adapter.{did_you_mean(condition.name, [c.name for c in attached.cards])}"
+    )
+
+
+def switch(attached: Attached, condition: Condition, *, shares: Mapping[Condition, float] | None = None) -> Model:
+    """Put in force what models a condition, and return it; it holds until the next switch. Parameters and errors as `card_of`."""
+    base, network = attached.base, attached.network
+    card = card_of(attached, condition, shares=shares)
+    parts = _parts(attached, condition, shares)
+    if parts:
+        network.use({part.name: share for part, share in parts.items()})
+        _describe_spare_row(network.network, base, condition.name)
+        return Model(base.denoiser(network.network), len(card.conditions) - 1, card)
+    if card is base.card:
+        return Model(base.denoiser(), card.row(condition.name), card)
+    return Model(with_unseen(base, condition).denoiser(), len(base.card.conditions), card)
+
+
+def _parts(
+    attached: Attached, condition: Condition, shares: Mapping[Condition, float] | None
+) -> Mapping[Condition, float]:
+    if shares is not None:
+        return shares
+    return {condition: 1.0} if condition in attached.cards else {}
 
 
 def build_translator(

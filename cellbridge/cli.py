@@ -134,6 +134,25 @@ COMMANDS = (
         shares=True,
     ),
     Command(
+        "generate",
+        "generate",
+        "make new cells of a condition out of noise",
+        (
+            Option("--base", "base", "the run directory of `pretrain`"),
+            Option("--adapter", "adapters", "a run directory of `finetune`; give one per condition", many=True),
+            Option(
+                "--condition", "conditions", "the condition to generate; give several, one after the other", many=True
+            ),
+            Option("--n", "n", "how many cells of each condition"),
+            Option("--blend", "blend", "shares of adapters, such as taxol@1:0.3,taxol@10:0.7, or doses"),
+            Option("--store", "store", "the store whose maps turn images into counts (default: the base's own)"),
+            Option("--plate", "plate", "the plate whose map it is (default: the first that the base was trained on)"),
+            _SEED,
+            _DEVICE,
+        ),
+        shares=True,
+    ),
+    Command(
         "evaluate",
         "evaluate",
         "judge translated cells beside the null rows (numbers only)",

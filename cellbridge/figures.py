@@ -7,10 +7,13 @@ import numpy as np
 import torch
 
 from cellbridge.conditions import Condition
+from cellbridge.data.balance import draw_evenly
 from cellbridge.data.comparison import Comparison
 from cellbridge.data.store import Store
 from cellbridge.metrics.features import Extractor, extract
 from cellbridge.metrics.scorecard import Arm
+from cellbridge.plots.composite import contrast_limits
+from cellbridge.plots.montage import montage
 from cellbridge.plots.panels import Panel, cell_panels
 
 _SHOWN, _MONTAGE = 6, 12
@@ -62,3 +65,22 @@ def save_panels(panels: Mapping[str, Panel], directory: Path, *, target: str) ->
         figure.savefig(directory / file, dpi=170, bbox_inches="tight", pad_inches=0.06)
         saved.append({"file": f"figures/{file}", "title": panel.title, "caption": panel.caption})
     return saved
+
+
+def save_generated(file: Path, generated: Store, reference: Store, *, plate: str) -> None:
+    """Draw the first generated cells of each condition under real ones of the plate, in the contrast of the real cells."""
+    on_plate = reference.select(plates=[plate])
+    of_real = reference.condition_names[on_plate]
+    made = {condition.name: generated.select(conditions=[condition.name]) for condition in generated.info.conditions}
+    real = {name: on_plate[of_real == name] for name in dict.fromkeys((reference.info.control, *made))}
+    panels = {
+        f"real {name}": reference.images(draw_evenly(rows, reference.plates[rows], n=_MONTAGE, seed=0))
+        for name, rows in real.items()
+        if len(rows)
+    }
+    some = reference.images(draw_evenly(on_plate, reference.plates[on_plate], n=_MONTAGE, seed=0))
+    limits = contrast_limits(np.concatenate([some, *panels.values()]))
+    panels |= {name: generated.images(rows[:_MONTAGE]) for name, rows in made.items()}
+    figure = montage(panels, generated.info.channels, limits, pixel_um=generated.info.pixel_um).get_figure(root=True)
+    assert figure is not None
+    figure.savefig(file, dpi=150)

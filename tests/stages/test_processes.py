@@ -161,11 +161,15 @@ def test_two_processes_train_with_the_losses_of_one(study: Path, verb: str) -> N
     assert not list((study / f"{verb}-2").rglob("*.tmp"))
 
 
-def test_a_translation_by_three_processes_is_the_store_of_one(study: Path) -> None:
-    if not (study / "taxol").exists():
-        own = [text.format(root=study) for text in OWN["finetune"]]
-        call(1, "finetune", "--store", study / "store.zarr", *FEW, *own, "--out", study / "taxol")
-    models = ["--base", study / "pretrain-1", "--adapter", study / "taxol", "--device", "cpu"]
+@pytest.fixture(scope="module")
+def adapter(study: Path) -> Path:
+    own = [text.format(root=study) for text in OWN["finetune"]]
+    call(1, "finetune", "--store", study / "store.zarr", *FEW, *own, "--out", study / "taxol")
+    return study / "taxol"
+
+
+def test_a_translation_by_three_processes_is_the_store_of_one(study: Path, adapter: Path) -> None:
+    models = ["--base", study / "pretrain-1", "--adapter", adapter, "--device", "cpu"]
     cut = ["--set", "solver.steps=2", "--set", "batch_size=3", "--n", 10, "--target", "DMSO", "--target", "taxol"]
     for count in (1, 3):
         out = study / f"translated-{count}.zarr"
@@ -175,6 +179,18 @@ def test_a_translation_by_three_processes_is_the_store_of_one(study: Path) -> No
     )
     assert one["files"] == three["files"]
     assert not list(study.glob(".translated*"))
+
+
+def test_three_processes_generate_the_store_of_one(study: Path, adapter: Path) -> None:
+    models = ["--base", study / "pretrain-1", "--adapter", adapter, "--device", "cpu"]
+    cut = ["--set", "solver.steps=2", "--set", "batch_size=2", "--n", 5, "--condition", "DMSO", "--condition", "taxol"]
+    for count in (1, 3):
+        call(count, "generate", *models, *cut, "--out", study / f"generated-{count}.zarr")
+    one, three = (
+        json.loads((study / f"generated-{count}.zarr" / MANIFEST).read_text(encoding="utf-8")) for count in (1, 3)
+    )
+    assert one["files"] == three["files"]
+    assert not list(study.glob(".generated*"))
 
 
 def test_what_is_refused_is_said_once_and_ends_all(study: Path) -> None:
