@@ -4,10 +4,12 @@ import argparse
 import errno
 import importlib
 import json
+import os
 import shutil
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,11 +242,7 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
     code = processes.finish()
     if code or not processes.is_main():
         return code
-    if arguments.json:
-        print(json.dumps(summary, ensure_ascii=False, default=str))
-    else:
-        _print_summary({key: value for key, value in summary.items() if key not in command.behind})
-    return 0
+    return _show(command, summary, as_json=arguments.json)
 
 
 def _call(command: Command, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -350,16 +348,24 @@ def _fail(command: Command, error: BaseException, code: int, *, debug: bool, tex
     if debug:
         traceback.print_exception(error)
     kind = type(error).__name__
-    print(f"cellbridge {command.name}: {kind}: {' '.join((text or str(error)).split())}", file=sys.stderr)
+    with suppress(OSError):  # the exit code tells it too
+        print(f"cellbridge {command.name}: {kind}: {' '.join((text or str(error)).split())}", file=sys.stderr)
     return code
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
-    for key, value in summary.items():
-        if isinstance(value, str) and "\n" in value:
-            print(value)
-        else:
-            print(f"{key}: {value}")
+def _show(command: Command, summary: dict[str, Any], *, as_json: bool) -> int:
+    """Print what a command found, and return its exit code: whoever reads it may have seen enough, but not be short of disk."""
+    shown = {key: value for key, value in summary.items() if key not in command.behind}
+    lines = [value if isinstance(value, str) and "\n" in value else f"{key}: {value}" for key, value in shown.items()]
+    text = json.dumps(summary, ensure_ascii=False, default=str) if as_json else "\n".join(lines)
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself flushes at its end
+        if not isinstance(error, BrokenPipeError):
+            said = f"standard output: {error.strerror}. The work is done; only its summary was not printed."
+            return _fail(command, error, 4, debug=False, text=said)
+    return 0
 
 
 if __name__ == "__main__":

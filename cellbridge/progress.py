@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 from rich.console import Console
@@ -12,6 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cellbridge import processes
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(line: str) -> None:
+    """Write a line on standard error; where nothing reads it any more (a lost terminal, a full disk), it is lost, and not the work."""
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 class Bar:
@@ -53,7 +60,8 @@ class Bar:
     def close(self) -> None:
         """Take the bar off the terminal, leaving its last state."""
         if self._progress is not None:
-            self._progress.stop()
+            with suppress(OSError):  # the terminal may be gone
+                self._progress.stop()
 
     def _show(self, words: str, *, speak: bool) -> None:
         if self._progress is not None:
@@ -66,10 +74,7 @@ class Bar:
             self._spoke = now
             fresh = max(self._done - self._resumed_at, 1)
             left = (now - self._started) / fresh * (self._total - self._done)
-            sys.stderr.write(
-                f"{self._description}: {self._done}/{self._total} {self._unit} · {words} · {left:.0f} s left\n"
-            )
-            sys.stderr.flush()
+            say(f"{self._description}: {self._done}/{self._total} {self._unit} · {words} · {left:.0f} s left")
 
 
 @contextmanager

@@ -1,3 +1,6 @@
+import errno
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cellbridge.cli import COMMANDS, main
+from cellbridge.runs import publish_directory
 
 
 def heavy_modules(*arguments: str) -> set[str]:
@@ -69,3 +73,34 @@ def test_an_impossible_place_for_a_result_is_one_line(
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+class Broken(io.StringIO):
+    """A stream that nothing can be written to, over a file descriptor of its own."""
+
+    def __init__(self, number: int, file: Path):
+        super().__init__()
+        self._number, self._file = number, file.open("w")
+
+    def write(self, text: str) -> int:
+        raise OSError(self._number, os.strerror(self._number))
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EPIPE, 0), (errno.ENOSPC, 4)])
+def test_a_summary_that_nobody_reads_fails_nothing_and_one_that_finds_the_disk_full_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
+) -> None:
+    with publish_directory(tmp_path / "model", manifest={"kind": "base"}):
+        pass
+    monkeypatch.setattr(sys, "stdout", Broken(number, tmp_path / "out"))
+    assert main(["checkpoint", "verify", str(tmp_path)]) == code
+    error = capsys.readouterr().err
+    assert error == "" if code == 0 else "The work is done" in error
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Broken(errno.EIO, tmp_path / "err"))
+    assert main(["pretrain", "--store", "absent.zarr", "--out", "absent"]) == 2

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from cellbridge.errors import RunError
-from cellbridge.progress import Bar, bar
+from cellbridge.progress import Bar, bar, say
 from cellbridge.runs import RunDir, write_text
 from cellbridge.training.board import Board
 from cellbridge.training.trackers import Track, tracked
@@ -177,7 +176,7 @@ class _Teller:
         self._journal.facts = dict(facts)
         if facts:
             words = " · ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in facts.items())
-            sys.stderr.write(f"{self._description}: {words}\n")
+            say(f"{self._description}: {words}")
 
     def tell(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -187,7 +186,7 @@ class _Teller:
             event = self._advance(event)
         self._journal.write(event)
         for text in self._words(event):
-            sys.stderr.write(f"{text}\n")
+            say(text)
         if isinstance(event, Logged):
             self._judge(event)
 

@@ -1,7 +1,9 @@
 import errno
+import io
 import json
 import math
 import resource
+import sys
 import threading
 import time
 from pathlib import Path
@@ -40,6 +42,15 @@ def test_truncation_drops_later_steps_torn_lines_and_an_earlier_end(tmp_path):
     path.write_text("\n".join([*lines, json.dumps({"event": "finished", "step": 10}), '{"event": "logg']))
     truncate(path, after_step=10)
     assert [entry["step"] for entry in read(path)] == [5, 10]
+
+
+def test_a_lost_terminal_loses_words_and_no_training(tmp_path, monkeypatch):
+    class Lost(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Lost())
+    assert shown(tmp_path / "run", facts={"cells": 3}).step == 24
 
 
 def test_no_loss_stands_twice_after_a_resume(tmp_path):
