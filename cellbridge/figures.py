@@ -83,4 +83,4 @@ def save_generated(file: Path, generated: Store, reference: Store, *, plate: str
     panels |= {name: generated.images(rows[:_MONTAGE]) for name, rows in made.items()}
     figure = montage(panels, generated.info.channels, limits, pixel_um=generated.info.pixel_um).get_figure(root=True)
     assert figure is not None
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=150, bbox_inches="tight", pad_inches=0.06)

@@ -45,8 +45,8 @@ class Config(Section):
     plate: str | None = None
     """The plate whose map it is; None is the first plate of the store that the base was trained on. The network is not told it."""
     blend: dict[str, float] | Literal["doses"] | None = None
-    """Shares of adapters, `A:0.3,B:0.7`; what is missing to 1 is the control. `doses` blends, for each condition between two doses of a
-    compound that have an adapter, these two, linearly in the logarithm of the dose."""
+    """Shares of adapters, `A:0.3,B:0.7`; what is missing to 1 is the control. `doses` blends, for each condition that is not
+    modelled itself, the two adapters of its compound between whose doses it lies, linearly in the logarithm of the dose."""
     solver: SolverConfig = SolverConfig()
     shared_noise: bool = False
     """Start cell i of every condition from the same noise, to look at the same cells under several conditions or doses."""
@@ -99,8 +99,9 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     card, adapters = _card(config.base), [_card(path) for path in config.adapters]
     plate = _plate(config, info, card["plates"])
     adapted = [Condition.parse(adapter["conditions"][-1]) for adapter in adapters]
-    known = [*info.conditions, *(Condition.parse(name) for name in card["conditions"][1:-1]), *adapted]
-    recipes = _recipes(config, list(dict.fromkeys(known)), adapted, aliases=info.aliases)
+    modelled = [*(Condition.parse(name) for name in card["conditions"][1:-1]), *adapted]
+    known = list(dict.fromkeys([*info.conditions, *modelled]))
+    recipes = _recipes(config, known, modelled, adapted, aliases=info.aliases)
 
     from cellbridge import assembly
     from cellbridge.data.store import open_store
@@ -140,7 +141,9 @@ def _reference(config: Config) -> Path:
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{provenance}: does not say which store the base was trained on. Give --store.") from None
     if not path.exists() or fingerprint(path) != sha256:
-        raise ConfigError(f"{path}: is no longer the store that {config.base} was trained on. Give --store.")
+        raise ConfigError(
+            f"{path}: is not there, or no longer the store that {config.base} was trained on. Give --store."
+        )
     return path
 
 
@@ -193,14 +196,24 @@ def _plate(config: Config, info: StoreInfo, trained: list[str]) -> str:
 
 
 def _recipes(
-    config: Config, known: list[Condition], adapted: list[Condition], *, aliases: Mapping[str, str]
+    config: Config,
+    known: list[Condition],
+    modelled: list[Condition],
+    adapted: list[Condition],
+    *,
+    aliases: Mapping[str, str],
 ) -> Recipes:
     if isinstance(config.blend, dict):
         shares = {resolve(text, adapted, aliases=aliases): share for text, share in config.blend.items()}
         return {Condition.parse(config.conditions[0]): shares}
-    if config.blend == "doses":
-        return dict(_between(text, adapted, aliases=aliases) for text in config.conditions)
-    return {resolve(text, known, aliases=aliases): None for text in config.conditions}
+    recipes: Recipes = {}
+    for text in config.conditions:
+        if config.blend == "doses" and Condition.parse(text) not in modelled:
+            condition, shares = _between(text, adapted, aliases=aliases)
+            recipes[condition] = shares
+        else:
+            recipes[resolve(text, known, aliases=aliases)] = None
+    return recipes
 
 
 def _between(

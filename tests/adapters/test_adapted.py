@@ -4,9 +4,12 @@ import pytest
 import torch
 from small_base import CONDITION, CONTROL, KINDS, build_base, call, trained
 
-from cellbridge.adapters import library
+from cellbridge.adapters import library, lora
 from cellbridge.adapters.adapted import AdaptedNetwork
+from cellbridge.config import ConditioningConfig, DitConfig, NetworkConfig
 from cellbridge.errors import ModelError
+from cellbridge.networks.backbones import conditioned_cross_attention_unet, conditioned_dit, conditioned_unet
+from cellbridge.networks.condition_table import ConditionTable
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,42 @@ def test_an_adapter_in_force_is_what_peft_merges(adapted, models, kind):
     for name, tensor in weights(adapted.network).items():
         torch.testing.assert_close(tensor, merged[name], rtol=0, atol=1e-6)
     assert (call(adapted.network, CONDITION) - call(models[kind], CONDITION)).abs().max().item() < 1e-5
+
+
+BACKBONES = {
+    ("unet", "attend_then_project"): conditioned_unet,
+    ("cross_attention_unet", "cross_attention"): conditioned_cross_attention_unet,
+    ("dit", "one_hot"): conditioned_dit,
+    ("dit", "cross_attention"): conditioned_dit,
+}
+
+
+@pytest.mark.parametrize(("backbone", "scheme"), list(BACKBONES))
+def test_adapters_of_other_backbones_reach_time_and_condition_and_are_what_peft_merges(backbone, scheme, tmp_path):
+    config = NetworkConfig(
+        backbone=backbone,
+        widths=(8, 16),
+        attention_levels=(1,),
+        dit=DitConfig(width=16, depth=1),
+        conditioning=ConditioningConfig(scheme=scheme, width=16),
+    )
+    table = ConditionTable.of(("", "DMSO", "taxol@1"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = BACKBONES[backbone, scheme](config, table, channels=3, size_px=8).eval()
+        model = trained(base)
+    reached = {name.split(".lora_A")[0].split(".base_layer")[0] for name in lora.trainable(model) if "lora_A" in name}
+    assert any("to_q" in name for name in reached)
+    assert any(end in name for name in reached for end in lora.MODULES["time"])
+    assert any("to_vector.outward" in name for name in reached) == (scheme != "cross_attention")
+    library.save_adapter(model, tmp_path / "one", base_sha256="a")
+    network = AdaptedNetwork(base, sha256="a")
+    network.attach("one", tmp_path / "one")
+    network.use({"one": 1.0})
+    assert (call(network.network, CONDITION) - call(model, CONDITION)).abs().max().item() < 1e-5
+    assert (call(network.network, CONDITION) - call(base, CONDITION)).abs().max().item() > 1e-3
+    network.use({})
+    assert same(weights(network.network), weights(base))
 
 
 def test_swapping_leaves_nothing_of_the_adapter_before(adapted):

@@ -146,14 +146,32 @@ def test_a_blend_with_all_the_weight_on_one_adapter_is_that_adapter(study, tmp_p
 def test_a_dose_between_two_is_blended_by_its_logarithm(study, tmp_path):
     share = math.log(10 / 2) / math.log(10 / 1)
     blends = {"named": f"{LOW}:{share!r},{HIGH}:{1 - share!r}", "doses": "doses"}
+    series = {"named": [], "doses": ["--condition", "DMSO", "--condition", LOW]}
     for name, blend in blends.items():
-        asked = ["--condition", "shrinker@2", "--n", 3, "--blend", blend, "--out", tmp_path / f"{name}.zarr"]
-        call("generate", *adapters(study), *asked)
-    np.testing.assert_array_equal(counts(tmp_path / "named.zarr"), counts(tmp_path / "doses.zarr"))
+        asked = ["--condition", "shrinker@2", *series[name], "--n", 3, "--blend", blend]
+        call("generate", *adapters(study), *asked, "--out", tmp_path / f"{name}.zarr")
+    np.testing.assert_array_equal(counts(tmp_path / "named.zarr"), counts(tmp_path / "doses.zarr", "shrinker@2"))
     store = open_store(tmp_path / "doses.zarr")
-    assert [c.name for c in store.info.conditions] == ["shrinker@2"]
-    assert set(store.obs["Metadata_Model"]) == {"blend shrinker@1:0.69897, shrinker@10:0.30103"}
+    assert list(store.obs["Metadata_Model"].unique()) == [
+        "blend shrinker@1:0.69897, shrinker@10:0.30103",
+        "base",
+        "adapter",
+    ]
     assert store.info.attributes["trained_on"]["shrinker@2"] == ["P1", "P2"]
+
+
+def test_a_network_that_reads_doses_is_told_the_dose_that_a_blend_is_for(study, tmp_path):
+    told = ["network.conditioning.scheme=one_hot", "conditions=all", *NETWORK, *TRAINING]
+    call("pretrain", "--store", study / "doses.zarr", *sets(*told), "--out", tmp_path / "base")
+    own = ["--base", tmp_path / "base", "--condition", LOW, *sets("adapter.rank=2", *TRAINING)]
+    call("finetune", "--store", study / "doses.zarr", *own, "--out", tmp_path / "low")
+    models = ["--base", tmp_path / "base", "--adapter", tmp_path / "low", "--set", "shared_noise=true", *STEPS]
+    for dose in ("1", "1.0", "5"):
+        asked = ["--condition", f"shrinker@{dose}", "--n", 2, "--blend", f"{LOW}:1"]
+        call("generate", *models, *asked, "--out", tmp_path / f"{dose}-um.zarr")
+    one, again, five = (counts(tmp_path / f"{dose}-um.zarr") for dose in ("1", "1.0", "5"))
+    np.testing.assert_array_equal(one, again)
+    assert (one != five).any()
 
 
 def test_a_scale_of_zero_is_the_control(study, tmp_path):
@@ -263,7 +281,7 @@ def test_the_store_of_the_base_has_to_be_there_or_another_to_be_given(study, tmp
     provenance = json.loads((study / "base/provenance.json").read_text(encoding="utf-8"))
     provenance["inputs"]["store"]["sha256"] = "0" * 64
     (tmp_path / "base/provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
-    assert "is no longer the store" in refused(capsys, *asked, "--out", tmp_path / "x.zarr")
+    assert "no longer the store that" in refused(capsys, *asked, "--out", tmp_path / "x.zarr")
     call("generate", *asked, "--store", study / "doses.zarr", "--plate", "P3", "--out", tmp_path / "x.zarr")
     assert set(open_store(tmp_path / "x.zarr").plates) == {"P3"}
 
