@@ -49,7 +49,7 @@ from cellbridge.networks.conditioning import ConditionedBackbone, condition_rows
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import WEIGHTS as UNET_WEIGHTS
 from cellbridge.networks.unet import load_unet, require_same_keys, save_base
-from cellbridge.runs import MANIFEST, RunDir, fingerprint, publish_directory, require_intact, write_text
+from cellbridge.runs import MANIFEST, RunDir, fingerprint, publish_directory, read_manifest, require_intact, write_text
 from cellbridge.translators.ddib import Ddib
 from cellbridge.translators.translator import Translator
 
@@ -180,7 +180,7 @@ def build_network(card: ModelCard, *, seed: int, init_from: Path | None = None) 
         twice = {"out_channels": 2 * channels} if card.schedule.variance == "learned_range" else {}
         network = build(card.network, condition_table(card), channels=channels, size_px=card.size_px, **twice)
     if init_from is not None:
-        load_weights(network, model_directory(init_from))
+        load_weights(network, model_directory(init_from, "base"))
     return network
 
 
@@ -323,28 +323,35 @@ def attach_adapter(
             dora=config.dora,
         )
     if init_from is not None:
-        directory = model_directory(init_from)
+        directory = model_directory(init_from, "adapter")
         loaded = library.load_adapter(_with_spare_row(base, condition), directory, base_sha256=base.sha256)
         given = dict(loaded.named_parameters())
         lora.copy_weights(model, {name: given[name] for name in lora.trainable(model) if name in given})
     return model
 
 
-def model_directory(path: Path) -> Path:
+def model_directory(path: Path, kind: Literal["base", "adapter", "classifier"] | None = None) -> Path:
     """Return the directory of weights to start from: a run's finished model, or one that was given itself.
 
     Raises
     ------
-    CheckpointError : it is a file, or a file in it is missing or was changed since it was published.
+    CheckpointError : there is none, it is a file, or a file in it is missing or was changed since it was published.
+    ModelError : it is a model of another kind.
     """
     if path.is_file():
         raise CheckpointError(
             f"{path}: is a file; give a run or model directory (safetensors only, pickles are never opened)."
         )
-    if (path / "model").is_dir():
-        return RunDir(path).require_model()
-    if (path / MANIFEST).is_file():
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory. Give a run that ended, or a model directory.")
+    run = RunDir(path)
+    if run.model.is_dir() or run.checkpoints.is_dir():
+        path = run.require_model()
+    elif (path / MANIFEST).is_file():
         require_intact(path)
+    found = read_manifest(path).get("kind") if (path / MANIFEST).is_file() else None
+    if kind is not None and found not in (kind, None):
+        raise ModelError(f"{path}: holds a model of kind {found}, expected {kind}. Give the run that trained one.")
     return path
 
 
@@ -353,7 +360,7 @@ def starting_weights(init_from: Path | None, kind: Literal["base", "adapter", "c
     if init_from is None:
         return {}
     files = {"base": f"unet/{UNET_WEIGHTS}", "adapter": library.WEIGHTS, "classifier": CLASSIFIER_WEIGHTS}
-    return {"init_from": model_directory(init_from) / files[kind]}
+    return {"init_from": model_directory(init_from, kind) / files[kind]}
 
 
 def inherited_plates(init_from: Path | None) -> tuple[str, ...]:

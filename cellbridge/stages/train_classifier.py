@@ -141,7 +141,7 @@ def _start_from(classifier: "Classifier", path: Path) -> None:
     from cellbridge.assembly import model_directory
     from cellbridge.networks.classifier import load_classifier_directory, load_strictly
 
-    directory = model_directory(path)
+    directory = model_directory(path, "classifier")
     given, _ = load_classifier_directory(directory)
     load_strictly(classifier, given.state_dict(), where=directory)
 

@@ -114,3 +114,16 @@ def test_an_adapter_of_another_base_is_refused_with_both_hashes(
     hashes = [hashlib.sha256(manifest).hexdigest() for manifest in manifests]
     one_line(run(*commands[verb], "--out", tmp_path / "out"), *hashes)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "train_classifier"])
+def test_weights_to_start_from_that_are_absent_unfinished_or_of_another_kind_are_said_to_be_so(
+    study: Study, run: Run, tmp_path: Path, verb: str
+) -> None:
+    (tmp_path / "unfinished/checkpoints").mkdir(parents=True)
+    other = study.classifier if verb == "pretrain" else study.base
+    places = {tmp_path / "absent": "no such directory", tmp_path / "unfinished": "no finished model", other: "of kind"}
+    for place, message in places.items():
+        command = getattr(study, verb)("training.steps=2")
+        one_line(run(*command, "--init-from", place, "--out", tmp_path / "out"), message)
+        assert not (tmp_path / "out").exists()
