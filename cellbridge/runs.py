@@ -224,7 +224,7 @@ def publish_directory(target: Path, *, manifest: Mapping[str, Any] | None = None
             _sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(discarded, ignore_errors=True)
+            _remove(discarded)
 
 
 @contextmanager
@@ -278,17 +278,23 @@ def remove_leftovers(directory: Path) -> None:
         target = directory / match[1]
         if match[2] == "old" and not target.exists():
             os.replace(path, target)
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
 
 def discard_directory(directory: Path) -> None:
     """Delete a published directory so that, killed half way, it is never seen as an incomplete one."""
     aside = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     os.replace(directory, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a tree, or a link to either but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -299,9 +305,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{directory}: incomplete (no {MANIFEST}); it was never published.") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}/{MANIFEST}: cannot be read ({error}).") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise CheckpointError(f"{directory}/{MANIFEST}: is no manifest (no list of files).")
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
+        raise CheckpointError(f"{directory}/{MANIFEST}: is no manifest (no list of files with bytes and sha256).")
     return manifest
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("bytes"), int) and isinstance(value.get("sha256"), str)
 
 
 def require_intact(directory: Path) -> None:

@@ -8,9 +8,11 @@ from cellbridge.errors import CheckpointError
 from cellbridge.runs import (
     MANIFEST,
     RunDir,
+    discard_directory,
     exclusive,
     publish_directory,
     read_manifest,
+    remove_leftovers,
     verify_directory,
     write_json,
     write_text,
@@ -65,6 +67,23 @@ def test_a_directory_without_a_manifest_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "model" / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match="incomplete"):
         verify_directory(tmp_path / "model")
+
+
+@pytest.mark.parametrize("entry", [5, {}, {"bytes": "3", "sha256": ""}, {"bytes": 3}])
+def test_a_manifest_whose_entries_are_none_is_no_manifest(tmp_path: Path, entry: object) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps({"files": {"a": entry}}))
+    with pytest.raises(CheckpointError, match="is no manifest"):
+        verify_directory(tmp_path)
+
+
+def test_of_a_linked_directory_the_link_is_deleted_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("linked", ".linked.1.tmp"):
+        (tmp_path / name).symlink_to(kept)
+    discard_directory(tmp_path / "linked")
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_json_refuses_values_that_other_readers_cannot_read(tmp_path: Path) -> None:

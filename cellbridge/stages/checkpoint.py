@@ -36,7 +36,7 @@ def run(config: Config, *, out: Path | None = None) -> dict[str, Any]:
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
-            f"{'; '.join(problems[:5])}{more}. Resume from a checkpoint that verifies, or train again."
+            f"{'; '.join(problem.rstrip('.') for problem in problems[:5])}{more}. Resume from a checkpoint that verifies, or train again."
         )
     return entries
 
