@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from conditioning_table import draw, markdown, summary
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,13 +44,11 @@ Floats = NDArray[np.floating]
 
 CONTROL = "DMSO"
 CONDITIONS = ("taxol@1", "taxol@0.1", "latrunculin@1", "tunicamycin@5")
-DOSES = "taxol@1 | taxol@0.1"
 PLATES = tuple(f"SY00000{number}" for number in range(1, 7))
 HELD_OUT = PLATES[-2:]
 BATCH, JUDGED, LOSS_CELLS = 32, 128, 1000
 GUIDANCE = 1.5
 """Away from the control, as in the demo."""
-BOUNDS = ("copy the control", "best possible", "counterfactual", "real cells")
 
 
 def network(scheme: str, *, backbone: str = "unet", **told: Any) -> NetworkConfig:
@@ -292,78 +291,12 @@ def ablate(out: Path, schemes: list[str], seeds: list[int], seconds: float) -> N
 def bounds(judge: Judge) -> dict[str, Any]:
     """Score what needs no model: copying, what can be known at best, the truth, and (hits alone) other, real cells."""
     source = {CONTROL: judge.sources.images.numpy()}
-    copied = dict.fromkeys((CONTROL, *CONDITIONS), source[CONTROL])
-    shown = (judge.figures(images) for images in (copied, judge.best | source, judge.counterfactual | source))
-    return dict(zip(BOUNDS, (*shown, {"hits": judge.hits(judge.real)}), strict=True))
-
-
-def row(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return a result's columns of the table; those that it has not are left out."""
-    short = {name: f"hit {name}" for name in CONDITIONS}
-    columns = {"hit, mean": float(np.mean(list(found["hits"].values())))}
-    columns |= {short[name]: share for name, share in found["hits"].items()}
-    if "cosine" in found and found["cosine"][DOSES] is not None:
-        columns["cosine, two doses"] = found["cosine"][DOSES]
-        columns["cosine, other pairs"] = float(np.mean([v for pair, v in found["cosine"].items() if pair != DOSES]))
-    if "norm" in found:
-        columns["effect's norm / real"] = float(np.mean(list(found["norm"].values())))
-        columns["error"] = float(np.mean(list(found["error"].values())))
-    if "loss" in found:
-        guided = {"hit, mean": found["guided"]["hits"], "error": found["guided"]["error"]}
-        columns |= {f"{name}, guided": float(np.mean(list(each.values()))) for name, each in guided.items()}
-        columns |= {"loss": found["loss"], "hidden / loss": found["hidden"] / found["loss"]}
-        columns |= {"CPU-s": found["cpu_seconds"], "parameters": found["parameters"]}
-    return columns
-
-
-def summary(out: Path) -> dict[str, dict[str, tuple[float, float, int]]]:
-    """Return scheme → column → mean, standard error and number of seeds; the rows that need no model come last."""
-    results = [json.loads(file.read_text()) for file in sorted((out / "results").glob("*.json"))]
-    table = {}
-    for scheme in SCHEMES:
-        rows = [row(result) for result in results if result["scheme"] == scheme]
-        if rows:
-            values = {column: np.array([each[column] for each in rows]) for column in rows[0]}
-            n = len(rows)
-            error = {c: float(v.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan for c, v in values.items()}
-            table[scheme] = {column: (float(v.mean()), error[column], n) for column, v in values.items()}
-    for name, found in json.loads((out / "bounds.json").read_text()).items():
-        table[name] = {column: (value, np.nan, 1) for column, value in row(found).items()}
-    return table
-
-
-def markdown(table: Mapping[str, Mapping[str, tuple[float, float, int]]]) -> str:
-    """Return the table, each number with its standard error over seeds; hits in per cent."""
-    columns = list(dict.fromkeys(column for entry in table.values() for column in entry))
-
-    def cell(column: str, value: float, error: float) -> str:
-        scale, digits = (100, 0) if column.startswith("hit") else (1, 0 if column in ("CPU-s", "parameters") else 3)
-        spread = "" if np.isnan(error) or column == "parameters" else f" ± {scale * error:.{max(digits, 1)}f}"
-        return f"{scale * value:,.{digits}f}{spread}"
-
-    lines = [f"| scheme | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-    for name, entry in table.items():
-        seeds = "–" if name in BOUNDS else str(next(iter(entry.values()))[2])
-        shown = (cell(column, *entry[column][:2]) if column in entry else "–" for column in columns)
-        lines.append(f"| {name} | {seeds} | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
-def draw(table: Mapping[str, Mapping[str, tuple[float, float, int]]], file: Path) -> None:
-    """Draw mean hits and errors of the schemes, with standard errors over seeds, and what bounds them as lines."""
-    from matplotlib import pyplot
-
-    schemes = [name for name in table if name not in BOUNDS][::-1]
-    figure, both = pyplot.subplots(1, 2, sharey=True, figsize=(8, 0.28 * len(schemes) + 1.2), layout="constrained")
-    bounds_of = {"hit, mean": "real cells", "error": "best possible"}
-    for axes, (column, bound) in zip(both, bounds_of.items(), strict=True):
-        values, errors = np.array([table[name][column][:2] for name in schemes]).T
-        axes.errorbar(values, schemes, xerr=np.nan_to_num(errors), fmt="o", markersize=4)
-        axes.axvline(table[bound][column][0], color="grey", linestyle="--", linewidth=1, label=bound)
-        axes.set_xlabel({"hit, mean": "target hits", "error": "error (0 best possible, 1 copy)"}[column])
-        axes.legend(fontsize="small", frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
+    return {
+        "copy the control": judge.figures(dict.fromkeys((CONTROL, *CONDITIONS), source[CONTROL])),
+        "best possible": judge.figures(judge.best | source),
+        "counterfactual": judge.figures(judge.counterfactual | source),
+        "real cells": {"hits": judge.hits(judge.real)},
+    }
 
 
 def main() -> None:
@@ -374,7 +307,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--seconds", type=float, default=120.0, help="of processor time, for the slowest scheme")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and do nothing else")
-    parser.add_argument("--figure", type=Path, help="with --table: draw it, too")
+    parser.add_argument("--figure", type=Path, help="where to draw the table, too")
     asked = parser.parse_args()
     by_slug = {slug(scheme): scheme for scheme in SCHEMES}
     wanted = list(by_slug) if asked.schemes is None else asked.schemes.split(",")
@@ -385,7 +318,7 @@ def main() -> None:
         asked.out.mkdir(parents=True, exist_ok=True)
         seeds = [int(seed) for seed in asked.seeds.split(",")]
         ablate(asked.out, [by_slug[name] for name in wanted], seeds, asked.seconds)
-    table = summary(asked.out)
+    table = summary(asked.out, SCHEMES)
     print(markdown(table))
     if asked.figure is not None:
         draw(table, asked.figure)
