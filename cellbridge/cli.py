@@ -246,7 +246,7 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
 
 
 def _call(command: Command, arguments: argparse.Namespace) -> dict[str, Any]:
-    from cellbridge.config import load
+    from cellbridge.settings import load
 
     stage = importlib.import_module(f"cellbridge.stages.{command.module}")
     options = {
@@ -314,7 +314,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _settings_text(stage: str) -> str:
-    from cellbridge.config import settings
+    from cellbridge.settings import settings
 
     rows = settings(importlib.import_module(f"cellbridge.stages.{stage}").Config)
     lines = [f"  {key} = {default}" + (f"\n      {text}" if text else "") for key, default, text in rows]

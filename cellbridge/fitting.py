@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cellbridge import processes
 from cellbridge.assembly import ModelCard, build_sampler, build_schedule, guided
-from cellbridge.config import DenoiserFitConfig, ObjectiveConfig, binding, dump
+from cellbridge.config import DenoiserFitConfig, ObjectiveConfig
 from cellbridge.data.dataset import BatchSource, CellData
 from cellbridge.data.store import Store
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
@@ -25,6 +25,7 @@ from cellbridge.plots.composite import contrast_limits
 from cellbridge.plots.montage import montage
 from cellbridge.runs import RunDir, begin, fingerprint
 from cellbridge.runtime import autocast, noise_per_image, pick_precision
+from cellbridge.settings import binding, dump
 from cellbridge.training.checkpoint import as_resume
 from cellbridge.training.ema import applied
 from cellbridge.training.events import Finished, show

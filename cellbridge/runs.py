@@ -256,6 +256,18 @@ def exclusive(run: RunDir) -> Iterator[None]:
 
 
 @contextmanager
+def publish_model(run: RunDir, *, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """Publish `model/` as `publish_directory` does, holding the run, so that the same command started again clears nothing away.
+
+    Raises
+    ------
+    RunError : another process holds the directory.
+    """
+    with exclusive(run), publish_directory(run.model, manifest=manifest) as directory:
+        yield directory
+
+
+@contextmanager
 def _removed_if_unused(run: RunDir, made: Sequence[Path]) -> Iterator[None]:
     """Where the block ends with an error and left nothing but the lock in a directory made for it, remove that directory again."""
     try:

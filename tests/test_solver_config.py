@@ -3,10 +3,11 @@
 import pytest
 
 from cellbridge.assembly import build_sampler
-from cellbridge.config import DenoiserFitConfig, SolverConfig, dump, load
+from cellbridge.config import DenoiserFitConfig, SolverConfig
 from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.errors import ConfigError, ModelError
 from cellbridge.fitting import require_runs
+from cellbridge.settings import dump, load
 
 
 @pytest.mark.parametrize(

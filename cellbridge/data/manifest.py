@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
-from cellbridge import config
-from cellbridge.config import Section
+from cellbridge import settings
 from cellbridge.data.layout import PlateFormat
 from cellbridge.errors import ConfigError, ManifestError
+from cellbridge.settings import Section
 
 Paths = tuple[str, ...]
 
@@ -132,7 +132,7 @@ def read_manifest(path: Path, *, root: Path | None = None) -> tuple[Manifest, Pa
             f"{file}: no such manifest. Give the path of a manifest.yaml (data_manifests/template shows one)."
         )
     try:
-        manifest = config.load(Manifest, file=file)
+        manifest = settings.load(Manifest, file=file)
     except ConfigError as error:
         # A manifest has no --set of its own.
         raise ManifestError(f"{str(error).partition(', or as --set')[0].rstrip('.')}.") from None

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import field_validator
 
-from cellbridge.config import Section, dump
 from cellbridge.errors import ConfigError, did_you_mean
 from cellbridge.outputs import require_directory
 from cellbridge.runs import RunDir, begin, write_json, write_text
+from cellbridge.settings import Section, dump
 
 SUITES = ("train",)
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "benchmarks"

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from cellbridge.config import Section
 from cellbridge.errors import CheckpointError
 from cellbridge.runs import MANIFEST, RunDir, read_manifest, verify_directory
+from cellbridge.settings import Section
 
 
 class Config(Section):

@@ -82,7 +82,13 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     finished = fitting.fit_denoiser(
         model,
         fitting.batch_source(
-            store, rows, config, conditions=card.conditions, device=device, **{config.balance: weights}
+            store,
+            rows,
+            config,
+            conditions=card.conditions,
+            device=device,
+            weights=weights if config.balance == "weights" else None,
+            sampling=weights if config.balance == "sampling" else None,
         ),
         card,
         config=config,

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cellbridge import runs
-from cellbridge.config import Section
 from cellbridge.data.manifest import Manifest, read_manifest
 from cellbridge.data.store import StoreInfo, describe, open_store, write_store
 from cellbridge.errors import ConfigError, StoreError
 from cellbridge.outputs import require_directory
 from cellbridge.progress import bar
+from cellbridge.settings import Section
 
 if TYPE_CHECKING:
     from cellbridge.data.collector import Collector

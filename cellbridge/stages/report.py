@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from cellbridge.config import Section
 from cellbridge.errors import RunError
 from cellbridge.runs import RunDir, write_text
+from cellbridge.settings import Section
 
 if TYPE_CHECKING:
     import numpy as np

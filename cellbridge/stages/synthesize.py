@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
-from cellbridge import config as configuration
+from cellbridge import settings
 from cellbridge.conditions import Condition
-from cellbridge.config import Section, Seed
+from cellbridge.config import Seed
 from cellbridge.errors import RunError
 from cellbridge.progress import bar
 from cellbridge.runs import MANIFEST, RunDir, begin, is_taken, publish_directory, read_manifest, write_json, write_text
+from cellbridge.settings import Section
 
 if TYPE_CHECKING:
     from cellbridge.data.anatomy import Cells
@@ -139,7 +140,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
             for _ in _render(study, tally):
                 shown.advance()
         _write_tables(study, tally)
-        begin(RunDir(folder), config=configuration.dump(config), seed=config.seed, inputs={})
+        begin(RunDir(folder), config=settings.dump(config), seed=config.seed, inputs={})
         summary = _summarise(study, tally)
         write_json(folder / "summary.json", summary)
     return summary
@@ -159,7 +160,7 @@ def _require_free(out: Path, config: Config) -> None:
         return
     if not (out / MANIFEST).is_file() or read_manifest(out).get("kind") != _KIND:
         raise RunError(f"{out}: exists and holds no synthetic plates. Choose another --out, or remove it.")
-    if RunDir(out).config.read_text(encoding="utf-8") != configuration.dump(config):
+    if RunDir(out).config.read_text(encoding="utf-8") != settings.dump(config):
         raise RunError(f"{out}: holds plates of another configuration (see config.yaml there). Choose another --out.")
 
 

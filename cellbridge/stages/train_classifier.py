@@ -8,11 +8,12 @@ from pydantic import Field, PositiveInt
 
 from cellbridge import processes
 from cellbridge.conditions import resolve
-from cellbridge.config import Section, TrainingConfig, binding, dump
+from cellbridge.config import TrainingConfig
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ConditionError, StoreError
 from cellbridge.outputs import require_directory
 from cellbridge.runs import RunDir, begin, fingerprint, publish_directory, write_json
+from cellbridge.settings import Section, binding, dump
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,6 +1,7 @@
 """A look inside a few training steps: a trace for TensorBoard or Perfetto, and a table of what took the time."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from cellbridge.errors import ResourceError
 from cellbridge.runs import write_text
 
 _WAIT, _WARMUP, _ACTIVE = 10, 2, 3
@@ -48,9 +50,15 @@ class Profiler:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             trace.export_chrome_trace(str(temporary))
+            if not temporary.is_file():  # PyTorch's writer only logs that it failed
+                free = shutil.disk_usage(self._directory).free
+                raise ResourceError(
+                    f"{path}: the trace cannot be written ({free} bytes free). Free some space, or train without --profile."
+                )
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            for left in (temporary, temporary.with_name(f"{temporary.name}.tmp")):  # the second is the writer's own
+                left.unlink(missing_ok=True)
         order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         table = trace.key_averages().table(sort_by=order, row_limit=_ROWS, max_name_column_width=80)
         write_text(self._directory / "kernels.txt", table + "\n")

@@ -144,7 +144,8 @@ def test_schedules_that_cannot_be_are_refused(kind, steps, betas, message):
 
 
 def test_a_configuration_of_epsilon_at_zero_terminal_snr_is_refused_before_anything_is_read():
-    from cellbridge.config import ScheduleConfig, validate
+    from cellbridge.config import ScheduleConfig
+    from cellbridge.settings import validate
 
     with pytest.raises(ConfigError, match="use prediction v or x_0"):
         validate(ScheduleConfig, {"prediction": "epsilon", "zero_terminal_snr": True}, source="pretrain.yaml")

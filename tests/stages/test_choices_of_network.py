@@ -9,10 +9,10 @@ from known_world import write_study
 
 from cellbridge import assembly
 from cellbridge.conditions import Condition
-from cellbridge.config import load
 from cellbridge.data.store import open_store
 from cellbridge.errors import ConfigError, ModelError
 from cellbridge.runs import RunDir
+from cellbridge.settings import load
 from cellbridge.stages import finetune, pretrain, translate
 from cellbridge.training.events import read
 

@@ -7,9 +7,9 @@ import torch
 from known_world import write_study
 
 from cellbridge import assembly
-from cellbridge.config import load
 from cellbridge.errors import ConfigError
 from cellbridge.runs import RunDir
+from cellbridge.settings import load
 from cellbridge.stages import finetune, pretrain
 from cellbridge.training.events import read
 

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import yaml
 
-from cellbridge import config as configuration
+from cellbridge import settings
 from cellbridge.data.manifest import read_manifest
 from cellbridge.errors import ConditionError, ConfigError, RunError
 from cellbridge.runs import verify_directory
@@ -162,4 +162,4 @@ def test_unknown_condition_ends_before_anything_is_written(tmp_path: Path) -> No
 )
 def test_configuration_that_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        configuration.validate(Config, values, source="test")
+        settings.validate(Config, values, source="test")

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from small_training import digest, events
 
-from cellbridge.config import PowerEmaConfig, TrainingConfig, load
+from cellbridge.config import PowerEmaConfig, TrainingConfig
 from cellbridge.errors import ConfigError, RunError
 from cellbridge.runs import RunDir
+from cellbridge.settings import load
 from cellbridge.training import power_ema
 from cellbridge.training.events import Finished
 from cellbridge.training.power_ema import Stored, coefficients, gamma_of, power_decay, reconstruct

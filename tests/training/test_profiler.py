@@ -1,10 +1,12 @@
 """Claims about `training.profile`: a trace that names the parts of a step, and the same numbers with it."""
 
 import json
+import resource
 
 import pytest
 from small_training import digest, events, until
 
+from cellbridge.errors import ResourceError
 from cellbridge.runs import RunDir
 from cellbridge.training import checkpoint
 from cellbridge.training.events import Profiled, read, show
@@ -57,3 +59,14 @@ def test_where_the_trace_lies_is_told(tmp_path, capsys):
     assert "profile in " + str(RunDir(tmp_path).profile / "step-00000015.pt.trace.json") in capsys.readouterr().err
     told = [entry for entry in read(RunDir(tmp_path).events) if entry["event"] == "profiled"]
     assert told == [{"event": "profiled", "step": 15, "profile": "profile/step-00000015.pt.trace.json"}]
+
+
+def test_a_trace_that_finds_the_disk_full_ends_the_training_in_words_and_leaves_nothing(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"trace cannot be written \(\d+ bytes free\)"):
+            list(events(tmp_path, profile=True, async_checkpoints=False, checkpoint_every=24))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(RunDir(tmp_path).profile.iterdir()) == []

@@ -3,8 +3,9 @@ from typing import Literal
 
 import pytest
 
-from cellbridge.config import AdapterConfig, NetworkConfig, Section, TrainingConfig, dump, load, settings
+from cellbridge.config import AdapterConfig, NetworkConfig, TrainingConfig
 from cellbridge.errors import ConfigError
+from cellbridge.settings import Section, dump, load, settings
 
 
 class Study(Section):

@@ -1,0 +1,82 @@
+"""Solver settings → samplers, inversions and guided denoisers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cellbridge.assembly.cards import CONTROL_ROW, NULL_ROW, SPARE, ModelCard
+from cellbridge.config import SolverConfig
+from cellbridge.diffusion.ancestral import Ddim, Ddpm
+from cellbridge.diffusion.denoiser import Denoiser
+from cellbridge.diffusion.guidance import (
+    ClassifierFreeGuidance,
+    DistanceGuidance,
+    GuidanceInterval,
+    scales_by_distance,
+)
+from cellbridge.diffusion.inversion import Inversion
+from cellbridge.diffusion.multistep import DpmSolverPlusPlus, Pndm
+from cellbridge.diffusion.samplers import Flow, Sampler
+from cellbridge.diffusion.thresholding import Clipping, DynamicThresholding
+from cellbridge.errors import ModelError
+from cellbridge.networks.conditioning import condition_rows
+
+SAMPLERS: dict[str, Callable[[SolverConfig], Sampler]] = {
+    "flow": lambda solver: Flow(solver.steps, solver.order, solver.grid),
+    "ddim": lambda solver: Ddim(solver.steps, solver.eta, solver.grid),
+    "ddpm": lambda solver: Ddpm(solver.steps, solver.variance, solver.grid),
+    "pndm": lambda solver: Pndm(solver.steps, solver.runge_kutta),
+    "dpm++": lambda solver: DpmSolverPlusPlus(solver.steps, solver.grid),
+}
+
+
+def build_sampler(solver: SolverConfig) -> Sampler:
+    """Build what turns noise into images."""
+    return SAMPLERS[solver.method](solver)
+
+
+def build_inversion(solver: SolverConfig) -> Inversion:
+    """Build what turns images into noise: by first order for DDIM, whose sampling it is to undo."""
+    order = 1 if solver.method == "ddim" else solver.order
+    return Inversion(solver.steps, order, solver.grid, solver.fixed_point, solver.start_noise)
+
+
+def guided(denoiser: Denoiser, solver: SolverConfig, card: ModelCard) -> Denoiser:
+    """Wrap a denoiser for sampling: in guidance where the scale asks for it, and in a threshold around all of it.
+
+    From the unconditional row it sharpens a condition against all that was trained together; from the control's row it goes further
+    along the condition's own effect, which an adapter that was trained briefly falls short of.
+    """
+    result = _guidance(denoiser, solver, card)
+    if solver.guidance_interval is not None:
+        low, high = solver.guidance_interval
+        result = GuidanceInterval(result, denoiser, low=low, high=high)
+    if solver.threshold == "clip":
+        return Clipping(result)
+    if solver.threshold == "dynamic":
+        return DynamicThresholding(result, percentile=solver.threshold_percentile, largest=solver.threshold_largest)
+    return result
+
+
+def _guidance(denoiser: Denoiser, solver: SolverConfig, card: ModelCard) -> Denoiser:
+    if solver.guidance_scale == 1.0:
+        return denoiser
+    if solver.guidance_by_distance:
+        return DistanceGuidance(denoiser, _scales_of_rows(denoiser, solver.guidance_scale, card), CONTROL_ROW)
+    row = CONTROL_ROW if solver.guidance_from == "control" else NULL_ROW
+    return ClassifierFreeGuidance(
+        denoiser, scale=solver.guidance_scale, null_label=row, rescale=solver.guidance_rescale
+    )
+
+
+def _scales_of_rows(denoiser: Denoiser, scale: float, card: ModelCard) -> Tensor:
+    """Return a guidance scale for every row of the embedding, 1 for the rows that stand for no condition."""
+    embedding = condition_rows(denoiser)
+    if embedding is None:
+        raise ModelError("guidance_by_distance: the network has no table of condition embeddings. Set it to false.")
+    rows = [row for row, name in enumerate(card.conditions) if name not in ("", SPARE)]
+    scales = torch.ones(len(card.conditions), device=embedding.device)
+    near = scales_by_distance(embedding[rows], scale, reference=rows.index(CONTROL_ROW))
+    scales[rows] = near.to(scales)
+    return scales
