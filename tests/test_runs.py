@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from cellbridge.errors import CheckpointError
+from cellbridge.errors import CheckpointError, RunError
 from cellbridge.runs import (
     MANIFEST,
     RunDir,
     discard_directory,
     exclusive,
     publish_directory,
+    publish_model,
     read_manifest,
     remove_leftovers,
     verify_directory,
@@ -84,6 +85,13 @@ def test_of_a_linked_directory_the_link_is_deleted_and_not_what_it_leads_to(tmp_
     discard_directory(tmp_path / "linked")
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_run_is_held_while_its_model_is_published(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with publish_model(run, manifest={}), pytest.raises(RunError, match="in use"), exclusive(run):
+        pass
+    assert run.require_model() == run.model
 
 
 def test_json_refuses_values_that_other_readers_cannot_read(tmp_path: Path) -> None:
