@@ -16,7 +16,7 @@ from cellbridge.conditions import Condition
 from cellbridge.config import AdapterConfig
 from cellbridge.diffusion.denoiser import Denoiser
 from cellbridge.errors import ConditionError, ModelError, did_you_mean
-from cellbridge.runs import RunDir, publish_directory, write_text
+from cellbridge.runs import RunDir, publish_model, write_text
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def attach_adapter(
 def publish_adapter(run: RunDir, model: nn.Module, *, ema: Mapping[str, Tensor], card: ModelCard) -> None:
     """Publish the averaged adapter as a peft directory, bound to its base by hash."""
     assert card.base_sha256 is not None
-    with publish_directory(run.model, manifest={"kind": card.kind, "base_sha256": card.base_sha256}) as directory:
+    with publish_model(run, manifest={"kind": card.kind, "base_sha256": card.base_sha256}) as directory:
         library.save_adapter(model, directory, base_sha256=card.base_sha256, ema=ema)
         write_text(directory / CARD, card.model_dump_json(indent=2) + "\n")
 

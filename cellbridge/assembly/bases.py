@@ -26,7 +26,7 @@ from cellbridge.networks.condition_table import ConditionTable
 from cellbridge.networks.conditioning import ConditionedBackbone
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import load_unet, require_same_keys, save_base
-from cellbridge.runs import RunDir, fingerprint, publish_directory, write_text
+from cellbridge.runs import RunDir, fingerprint, publish_model, write_text
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "unet": conditioned_unet,
@@ -149,7 +149,7 @@ def publish_base(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], 
     averaged = copy.deepcopy(network)
     require_same_keys(dict(ema), dict(lora.trainable(averaged)), source="averaged weights")
     averaged.load_state_dict(dict(ema), strict=False)  # buffers and what is frozen are not averaged
-    with publish_directory(run.model, manifest={"kind": card.kind}) as directory:
+    with publish_model(run, manifest={"kind": card.kind}) as directory:
         save_base(
             stock(averaged),
             directory,

@@ -12,7 +12,7 @@ from cellbridge.config import TrainingConfig
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ConditionError, StoreError
 from cellbridge.outputs import require_directory
-from cellbridge.runs import RunDir, begin, fingerprint, publish_directory, write_json
+from cellbridge.runs import RunDir, begin, fingerprint, publish_model, write_json
 from cellbridge.settings import Section, binding, dump
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _publish(
         "store_sha256": fingerprint(info.path),
         "network": classifier.settings,
     }
-    with publish_directory(run_dir.model, manifest={"kind": "classifier"}) as directory:
+    with publish_model(run_dir, manifest={"kind": "classifier"}) as directory:
         save_classifier(classifier, directory, card=card)
 
 
