@@ -203,7 +203,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 bad input, 3 numerical failure, 4 resources, 130/143 stopped."""
+    """Run a command and return its exit code: 0 done, 2 bad input, 3 numerical failure, 4 resources, 129/130/143 stopped."""
     arguments = _parser().parse_args(argv)
     if arguments.command is None:
         _parser().print_help()

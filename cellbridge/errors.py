@@ -60,7 +60,7 @@ class ResourceError(CellbridgeError):
 
 
 class StoppedBySignal(CellbridgeError):
-    """Stopped by SIGINT or SIGTERM after everything was saved."""
+    """Stopped by SIGINT, SIGTERM or SIGHUP after everything was saved."""
 
     def __init__(self, message: str, *, signal_number: int):
         super().__init__(message)

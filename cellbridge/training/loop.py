@@ -81,7 +81,7 @@ def fit(
     Raises
     ------
     NumericalError : a loss or gradient was not finite, at most 20 steps ago; nothing was saved since.
-    StoppedBySignal : SIGINT or SIGTERM came, and everything is saved; a second one ends the process at once.
+    StoppedBySignal : SIGINT, SIGTERM or SIGHUP came, and everything is saved; a second one ends the process at once.
     ResourceError : out of memory, or the disk is full.
     RunError : another process holds the run, or the checkpoint was made with other inputs.
     CheckpointError : the checkpoint asked for is absent or damaged.

@@ -1,4 +1,4 @@
-"""Stopping when asked: the first SIGINT or SIGTERM is noted, the second ends the process at once.
+"""Stopping when asked: the first SIGINT, SIGTERM or SIGHUP (a lost terminal) is noted, the second ends the process at once.
 
 One request may arrive twice: a scheduler signals every process of a job, and a launcher passes on to its workers what it got itself.
 The same signal again within a moment is therefore that request, and no second one.
@@ -30,7 +30,10 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM inside the block; outside the main thread, where Python allows no handler, nothing is caught."""
+    """Catch the signals inside the block; outside the main thread, where Python allows no handler, nothing is caught.
+
+    Under `nohup` SIGHUP is ignored, and stays so.
+    """
     request, asked_at = StopRequest(), 0.0
     echo = _ECHO_S if processes.count() == 1 else _ECHO_OF_A_LAUNCHER_S
     if threading.current_thread() is not threading.main_thread():
@@ -47,7 +50,10 @@ def stop_requests() -> Iterator[StopRequest]:
             os._exit(128 + signal_number)
         request.signal_number, asked_at = signal_number, time.monotonic()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    asking = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        asking.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in asking}
     try:
         yield request
     finally:

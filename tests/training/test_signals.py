@@ -58,3 +58,17 @@ def test_another_signal_ends_the_process_at_once():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Ended, match="130"):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_lost_terminal_asks_too_unless_nohup_said_that_it_shall_not():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal_number == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal_number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
