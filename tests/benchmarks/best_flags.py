@@ -47,9 +47,12 @@ def choose(problem: Problem, size: Size) -> tuple[Flags, list[dict[str, Any]], l
     The seconds that a compilation takes are told apart, and count in no ratio.
     """
     changes: list[Flags] = [{}, {"precision": "bf16"}, {"channels_last": True}]
-    changes += [{"compile": strategy} for strategy in size.compile]
     best_flags: Flags = {"precision": "fp32"}
     best_ratio, tried, rows = 0.0, [], []
+    if problem.device.type == "cpu" and size.compile:
+        rows.append(not_measured("flags: compilation", "on a CPU it takes longer than the rest of the suite"))
+    else:
+        changes += [{"compile": strategy} for strategy in size.compile]
     rival = ExampleLoop(problem.build(), problem.in_memory(), schedule=problem.schedule)
     for change in changes:
         flags = best_flags | change
