@@ -29,7 +29,7 @@ class TrainingBatch:
     images : (batch, channel, y, x), float32 in [-1, 1].
     labels : (batch,), int64: row of the condition embedding.
     weights : (batch,), float32: weight of each sample in the loss.
-    rows : (batch,), int64: position of each sample in the data, on the CPU.
+    rows : (batch,), int64: position of each sample in the data.
     """
 
     images: Images
@@ -217,7 +217,7 @@ class BatchSource:
         placed = rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
         noise = make_generator(device, "augment", self.seed, step) if self.augment else None
         images = self.data.batch(placed, noise)
-        return TrainingBatch(images, self.data.labels[placed], self._weights[placed], rows)
+        return TrainingBatch(images, self.data.labels[placed], self._weights[placed], placed)
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:

@@ -1,13 +1,21 @@
 """What the host learns of the device, when, and that it asks for nothing in between."""
 
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 import torch
-from small_cells import CELLS, denoising
+from small_cells import CELLS, SmallDenoiser, cells, denoising, source
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cellbridge.config import TrainingConfig
+from cellbridge.data.dataset import BatchSource
+from cellbridge.diffusion.fitting import ImportanceLoss, denoising_loss, noised_batches, variational
+from cellbridge.diffusion.importance import ImportanceTimes
+from cellbridge.diffusion.schedule import make_schedule
+from cellbridge.runs import RunDir
+from cellbridge.training.loop import fit
 from cellbridge.training.watch import EVERY, Watch
 
 _READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "allclose", "masked_select", "unique", "_unique2")
@@ -58,9 +66,6 @@ def test_the_counter_sees_every_way_to_read(reads):
 @pytest.mark.parametrize("sampling", [None, torch.arange(float(CELLS))])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_host_reads_nothing_between_log_steps(tmp_path, reads, sampling, accumulation):
-    from cellbridge.diffusion.fitting import denoising_loss
-    from cellbridge.diffusion.schedule import make_schedule
-
     diffusion, seen = denoising_loss(make_schedule("cosine", 1000), "v"), []
 
     def loss(network, noised):
@@ -72,6 +77,61 @@ def test_the_host_reads_nothing_between_log_steps(tmp_path, reads, sampling, acc
     list(denoising(tmp_path, loss=loss, sampling=sampling, **settings))
     assert len(seen) == 50 * accumulation
     assert seen[-1] == seen[0]
+
+
+def test_the_host_reads_nothing_of_a_bound_with_times_by_importance_and_averages(tmp_path, reads):
+    config = TrainingConfig(
+        steps=22,
+        log_every=22,
+        checkpoint_every=22,
+        batch_size=8,
+        accumulation=2,
+        precision="fp32",
+        power_ema={"sigma_rel": [0.1]},
+    )
+    held, schedule, seen = source(config, weights=torch.rand(CELLS)), make_schedule("cosine", 10), []
+    times = ImportanceTimes(schedule.steps)
+    options = {"objective": "hybrid", "bins": held.data.bin_edges, "learned_range": False, "min_snr_gamma": 5.0}
+    bound = variational(schedule, "v", **options)
+
+    def noted(network, noised):
+        seen.append(reads.found.total())
+        return bound(network, noised)
+
+    batches = noised_batches(
+        held,
+        steps=schedule.steps,
+        seed=0,
+        condition_dropout=0.2,
+        device=torch.device("cpu"),
+        accumulation=2,
+        times=times,
+    )
+    training = fit(
+        SmallDenoiser(),
+        ImportanceLoss(noted, times),
+        batches,
+        config=config,
+        run=RunDir(tmp_path),
+        identity={},
+        device=torch.device("cpu"),
+    )
+    list(training)
+    assert len(seen) == 44
+    assert seen[-1] == seen[0]
+
+
+def test_what_a_step_needs_of_the_data_lies_on_their_device():
+    """A copy from pageable host memory would wait for the device, and no test on a CPU would see it."""
+    held = cells()
+    held.device = torch.device("meta")
+    for name in ("labels", "_bits", "_plate"):
+        setattr(held, name, getattr(held, name).to("meta"))
+    held._terms = held._terms.to("meta", torch.float32)
+    batch = BatchSource(held, batch_size=8, accumulation=2, seed=0, augment=False)(3, 1)
+    for field in fields(batch):
+        assert getattr(batch, field.name).device.type == "meta", field.name
+    assert held.bin_edges(batch.images, batch.rows)[0].device.type == "meta"
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient_norm"])
