@@ -238,7 +238,10 @@ def _sum_gradients(
     summed = training.sum_over_processes(torch.cat([*(g.reshape(-1) for g in gradients), loss[None], asked]))
     *parts, everywhere, stops = summed.split([*(p.numel() for p in parameters), 1, 1])
     for parameter, gradient in zip(parameters, parts, strict=True):
-        parameter.grad = gradient.view_as(parameter)
+        # Fused AdamW takes it for granted that a gradient lies in memory as its parameter does (channels_last), and is wrong otherwise.
+        shaped = gradient.view_as(parameter)
+        fits = shaped.stride() == parameter.stride()
+        parameter.grad = shaped if fits else torch.empty_like(parameter).copy_(shaped)
     return everywhere[0], stops[0]
 
 

@@ -142,7 +142,7 @@ def losses(run: Path) -> list[float]:
 OWN = {
     "pretrain": NETWORK,
     "finetune": ["--base", "{root}/pretrain-1", "--condition", "taxol", "--set", "adapter.rank=2", *NETWORK[-2:]],
-    "train-classifier": ["--set", "balance=sampling"],
+    "train-classifier": ["--set", "balance=sampling", "--set", "training.channels_last=true"],
 }
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ from cellbridge.errors import (
     StoppedBySignal,
 )
 from cellbridge.runs import RunDir, verify_directory
-from cellbridge.training import checkpoint
+from cellbridge.training import checkpoint, loop
 from cellbridge.training.events import Finished, Logged, SampleDue, Saved, Started, show
 from cellbridge.training.loop import LossOutput
+from cellbridge.training.signals import StopRequest
 
 
 def digests(run) -> dict[str, str]:
@@ -150,6 +152,21 @@ def test_events_come_at_their_steps(tmp_path):
         "checkpoint_stall",
         "memory_gib",
     } <= set(values)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_summed_gradients_move_a_weight_as_its_own_do_in_every_layout(layout):
+    gradient = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    moved = []
+    for several in (False, True):
+        weight = nn.Parameter(torch.ones(8, 4, 3, 3).to(memory_format=layout))
+        weight.grad = gradient.to(memory_format=layout)
+        if several:
+            training = SimpleNamespace(device=torch.device("cpu"), sum_over_processes=lambda tensor: tensor)
+            loop._sum_gradients([weight], training, torch.tensor(1.0), StopRequest())
+        torch.optim.AdamW([weight], lr=0.1, fused=True).step()
+        moved.append(weight.detach())
+    assert torch.equal(*moved)
 
 
 def test_training_reduces_the_loss(tmp_path):
