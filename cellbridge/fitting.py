@@ -23,7 +23,7 @@ from cellbridge.errors import ConfigError
 from cellbridge.networks.condition_monitor import condition_warning
 from cellbridge.plots.composite import contrast_limits
 from cellbridge.plots.montage import montage
-from cellbridge.runs import RunDir, begin, fingerprint
+from cellbridge.runs import RunDir, begin, fingerprint, publish_file
 from cellbridge.runtime import autocast, noise_per_image, pick_precision
 from cellbridge.settings import binding, dump
 from cellbridge.training.checkpoint import as_resume
@@ -197,8 +197,8 @@ def _save_grid(samples: Mapping[str, Tensor], source: BatchSource, card: ModelCa
     rows = {"real": real, **{name: images.cpu().numpy() for name, images in samples.items()}}
     figure = montage(rows, card.channels, contrast_limits(real)).get_figure(root=True)
     assert figure is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with publish_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 class _Blank(Denoiser):

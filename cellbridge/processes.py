@@ -28,7 +28,9 @@ Item = TypeVar("Item")
 _LOOK_EVERY_S = 0.2
 _GRACE_S = 5.0
 """How long a process may take to end by itself once another has failed."""
-_LONGEST_ITEM = timedelta(days=1)
+LONGEST_WAIT = timedelta(days=1)
+"""How long processes may wait for one another: for a grid of samples, the end of a write, a batch of cells. One that failed ends all
+(`watched`), so that no shorter time is needed to find it out."""
 _ANSWER = timedelta(seconds=30)
 """How long the launcher may take to answer."""
 
@@ -140,8 +142,8 @@ def _group_on_cpu() -> Any:
     from torch import distributed
 
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo", timeout=_LONGEST_ITEM)
-    return distributed.new_group(backend="gloo", timeout=_LONGEST_ITEM)
+        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    return distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
 
 def fail(code: int) -> tuple[int, bool]:
@@ -208,12 +210,12 @@ def watched() -> Iterator[None]:
 
 def lost_another(error: BaseException) -> str | None:
     """Return what to say of an error that only tells that another process is gone; None for any other error."""
-    text = str(error)
+    text = " ".join(str(error).split())
     if count() == 1 or not any(mark in text for mark in ("gloo", "Connection closed by peer", "NCCL")):
         return None
     return (
-        f"another of the {count()} processes ended without a word, as the system's out-of-memory killer does. Look at what the "
-        "launcher says of it; the same command again continues from the newest checkpoint."
+        f"another of the {count()} processes ended without a word, as the system's out-of-memory killer does, or cannot be reached. Look "
+        f"at what the launcher says of it; the same command again continues from the newest checkpoint. ({text[:200]})"
     )
 
 

@@ -170,17 +170,8 @@ def file_sha256(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is either the old one or the new one, whatever happens."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with publish_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -191,6 +182,25 @@ def write_json(path: Path, value: Any) -> None:
 def is_taken(path: Path) -> bool:
     """Say whether a name holds any file; empty directories, as a workflow engine makes ahead of a job, leave it free."""
     return any(p.is_file() for p in path.rglob("*")) if path.is_dir() else path.exists()
+
+
+@contextmanager
+def publish_file(target: Path) -> Iterator[Path]:
+    """Yield the name of a sibling to write, and publish it as `target` when the block ends without an error.
+
+    Raises
+    ------
+    ResourceError : the disk is full (path and bytes are named).
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with _disk_errors(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -250,7 +260,7 @@ def exclusive(run: RunDir) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
-        for directory in (run.path, run.checkpoints):
+        for directory in (run.path, run.checkpoints, run.averages, run.profile, run.samples):
             remove_leftovers(directory)
         yield
 

@@ -95,7 +95,7 @@ def save(run: RunDir, snapshot: Snapshot, *, keep_last: int) -> Path:
     with publish_directory(target, manifest={"kind": "checkpoint", "step": snapshot.step}) as directory:
         for name in _files(snapshot):
             tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(snapshot, name).items()}
-            with _write_errors(target):
+            with write_errors(target):
                 save_file(tensors, directory / f"{name}.safetensors")
         write_json(directory / "state.json", state)
     problems = verify_directory(target)
@@ -214,8 +214,8 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _write_errors(target: Path) -> Iterator[None]:
-    """Turn safetensors' own error into the OSError that it was, which `publish_directory` explains."""
+def write_errors(target: Path) -> Iterator[None]:
+    """Turn safetensors' own error into the OSError that it was, which `publish_directory` and `publish_file` explain."""
     try:
         yield
     except SafetensorError as error:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from cellbridge import processes
 from cellbridge.config import TrainingConfig
 from cellbridge.errors import NumericalError, StoppedBySignal
 from cellbridge.runs import RunDir, exclusive
@@ -23,23 +25,20 @@ from cellbridge.training import ema as averaging
 from cellbridge.training import optim, power_ema, throughput
 from cellbridge.training.checkpoint import Resume
 from cellbridge.training.compilation import begin_micro_batch, begin_step, compiled
+from cellbridge.training.continuation import (
+    averages_are_due,
+    begin_checkpoint,
+    keep_averages,
+    last_good,
+    published_average,
+    restore,
+)
 from cellbridge.training.events import Compiling, Event, Finished, Logged, Profiled, SampleDue, Saved, Started
 from cellbridge.training.memory import within_memory
 from cellbridge.training.profiler import profiling
 from cellbridge.training.recomputation import recomputing
 from cellbridge.training.signals import StopRequest, stop_requests
-from cellbridge.training.state import (
-    Batches,
-    Loss,
-    LossOutput,
-    Training,
-    begin_checkpoint,
-    keep_averages,
-    last_good,
-    prepare,
-    published_average,
-    restore,
-)
+from cellbridge.training.state import Batches, Loss, LossOutput, Training, prepare
 from cellbridge.training.throughput import Throughput
 from cellbridge.training.trackers import require_trackers
 
@@ -75,8 +74,9 @@ def fit(
 
     Yields
     ------
-    Started, Compiling where the network is compiled, then Logged, Saved and SampleDue as they come, then Finished. Saved comes when a checkpoint is published, which
-    may be some steps after its own, and before the next one begins; in several processes, from the main one only.
+    Started, Compiling where the network is compiled, then Logged, Saved, Profiled and SampleDue as they come, then Finished. Saved
+    comes when a checkpoint is published, which may be some steps after its own, and before the next one begins; in several
+    processes, from the main one only.
 
     Raises
     ------
@@ -89,7 +89,8 @@ def fit(
     """
     require_trackers(config.trackers)
     found = checkpoints.resolve(run, resume) if isinstance(resume, Path) else None  # an error must create nothing
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    patient = InitProcessGroupKwargs(timeout=processes.LONGEST_WAIT)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[patient])
     device = accelerator.device if accelerator.num_processes > 1 else device
     with ExitStack() as stack:
         if accelerator.is_main_process:
@@ -101,10 +102,12 @@ def fit(
         training = prepare(
             module, loss, batches, config=config, run=run, identity=identity, accelerator=accelerator, device=device
         )
+        if isinstance(resume, Path):  # with it the same command begins there again
+            training.again += " without --resume"
+        stack.callback(training.writer.close)  # before the lock is released
         training.network = stack.enter_context(compiled(module, config.compile, device=device))
         if config.gradient_checkpointing:
             stack.enter_context(recomputing(module))
-        stack.callback(training.writer.close)  # before the lock is released
         warnings = found.warnings
         if found.snapshot is not None and found.path is not None:
             warnings += restore(training, found.snapshot, found.path, accept_changes=accept_changes)
@@ -121,21 +124,24 @@ def fit(
 
 def _train(training: Training, request: StopRequest) -> Iterator[Event]:
     config, clock, accelerator = training.config, training.clock, training.accelerator
+    clock.begin()
     if training.step < config.steps:
         training.throughput = within_memory(training, lambda: _measured(training))
     while training.step < config.steps:
         within_memory(training, lambda: _step(training, request))
         yield from _traced(training)
-        keep_averages(training)
         step, last = training.step, training.step == config.steps
-        log = step % config.log_every == 0 or last
-        stopping = _inspect(training, request, waiting=log or step % config.checkpoint_every == 0)
+        log, keep = step % config.log_every == 0 or last, averages_are_due(training)
+        stopping = _inspect(training, request, waiting=log or keep or step % config.checkpoint_every == 0)
         saving = step % config.checkpoint_every == 0 or last or stopping
         if log:
             event = Logged(step, _values(training))
             with clock.paused():
                 yield event
         yield from _published(training, waiting=saving)
+        if keep:
+            with clock.waiting_for_checkpoint():
+                keep_averages(training)
         if saving:
             with clock.waiting_for_checkpoint():
                 begin_checkpoint(training)
@@ -267,7 +273,7 @@ def _inspect(training: Training, request: StopRequest, *, waiting: bool) -> bool
 def _stopped(training: Training, request: StopRequest) -> StoppedBySignal:
     path = training.run.checkpoint(training.step)
     return StoppedBySignal(
-        f"stopped at step {training.step} of {training.config.steps}; saved {path}. Run the same command to continue.",
+        f"stopped at step {training.step} of {training.config.steps}; saved {path}. Run {training.again} to continue.",
         signal_number=request.signal_number or signal.SIGTERM,
     )
 

@@ -115,7 +115,7 @@ def _failure(training: Training, cause: str) -> ResourceError:
         saved = training.run.saved_checkpoints()
         then = f"continues from step {saved[-1][0]}" if saved else "starts over, as no checkpoint was saved yet"
         advice = (
-            f"{fitting} fit: run the same command with --set training.accumulation={config.batch_size // fitting}; "
+            f"{fitting} fit: run {training.again} with --set training.accumulation={config.batch_size // fitting}; "
             f"it {then}, and the numbers stay the same"
         )
     said = f" ({cause})" if cause else ""

@@ -149,11 +149,13 @@ class Clock:
     """Seconds per step and the shares of them spent waiting for data and for checkpoints, without the time that the events' reader takes."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was before now."""
         self.steps = 0
         self._began = time.perf_counter()
-        self._away = 0.0
-        self._data = 0.0
-        self._checkpoint = 0.0
+        self._away = self._data = self._checkpoint = 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -181,5 +183,5 @@ class Clock:
             "data_wait": self._data / elapsed,
             "checkpoint_stall": self._checkpoint / elapsed,
         }
-        self.steps, self._began, self._away, self._data, self._checkpoint = 0, time.perf_counter(), 0.0, 0.0, 0.0
+        self.begin()
         return values

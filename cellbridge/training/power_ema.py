@@ -11,7 +11,6 @@ Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion 
 appendix C; their code's `phema.py`.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cellbridge.errors import CheckpointError
+from cellbridge.runs import publish_file
+from cellbridge.training.checkpoint import write_errors
 
 Averages = dict[float, dict[str, Tensor]]
 """sigma_rel → name → average."""
+
+STORED_TYPE = torch.float16
+"""Of snapshots on disk; checkpoints keep averages as they are."""
 
 
 @cache
@@ -64,15 +68,18 @@ class Stored:
 
 
 def save(directory: Path, averages: Averages, *, step: int) -> None:
-    """Write the averages at a step to one file of half-precision numbers, whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{step}.{os.getpid()}.tmp"
-    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in flattened(averages).items()}
-    try:
+    """Write the averages at a step to one file, in `STORED_TYPE`, whole or not at all.
+
+    Raises
+    ------
+    ResourceError : the disk is full.
+    """
+    target = directory / f"step-{step:08d}.safetensors"
+    tensors = {
+        name: tensor.detach().to("cpu", STORED_TYPE).contiguous() for name, tensor in flattened(averages).items()
+    }
+    with publish_file(target) as temporary, write_errors(target):
         save_file(tensors, temporary)
-        os.replace(temporary, directory / f"step-{step:08d}.safetensors")
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(directory: Path, *, before: int) -> list[Stored]:

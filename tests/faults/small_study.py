@@ -41,7 +41,7 @@ class Study:
         return self.root / "classifier"
 
     def pretrain(self, *more: str) -> list[object]:
-        """The command that trains a base (108,000 parameters, with dropout and flips), but for `--out`."""
+        """The command that trains a base (191,717 parameters, with dropout and flips), but for `--out`."""
         return ["pretrain", "--store", self.store, *settings(*_NETWORK, *_TRAINING, *more)]
 
     def finetune(self, *more: str) -> list[object]:

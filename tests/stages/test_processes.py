@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,9 @@ def test_a_killed_process_is_named_as_such_by_the_others() -> None:
     ended = launch(die_or_wait, [[False], [True]])
     assert ended.codes == [0, -signal.SIGKILL]
     assert "another of the 2 processes ended without a word" in ended.out[0]
+    assert re.search(
+        r"newest checkpoint\. \(.*gloo.*\)", ended.out[0]
+    )  # what was said itself, in case it was something else
 
 
 def call(count: int, *arguments: object, codes: int = 0) -> Ended:

@@ -4,11 +4,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from small_training import batches, digest, events, loss, network, until
 from torch import nn
 
@@ -22,6 +25,7 @@ from cellbridge.errors import (
 )
 from cellbridge.runs import RunDir, verify_directory
 from cellbridge.training import checkpoint, loop
+from cellbridge.training.continuation import last_good
 from cellbridge.training.events import Finished, Logged, SampleDue, Saved, Started, show
 from cellbridge.training.loop import LossOutput
 from cellbridge.training.signals import StopRequest
@@ -154,6 +158,39 @@ def test_events_come_at_their_steps(tmp_path):
     } <= set(values)
 
 
+def test_what_the_reader_does_at_the_start_is_no_part_of_the_first_steps(tmp_path):
+    training = events(tmp_path)
+    next(training)
+    time.sleep(0.5)
+    first = next(event for event in training if isinstance(event, Logged))
+    assert first.values["seconds_per_step"] < 0.05
+
+
+def test_processes_wait_for_one_another_as_long_as_it_takes(tmp_path, monkeypatch):
+    """A grid of samples or a slow disk keeps the main process from the next collective for longer than the defaults allow."""
+    made = []
+
+    def making(**options):
+        made.append(Accelerator(**options))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "Accelerator", making)
+    next(events(tmp_path))
+    assert made[0].init_handler.timeout >= timedelta(hours=12)
+
+
+def test_the_last_good_checkpoint_is_named_once_no_process_writes(monkeypatch):
+    done = []
+    monkeypatch.setattr(RunDir, "saved_checkpoints", lambda run: done.append("looked") or [(8, run.checkpoint(8))])
+    training = SimpleNamespace(
+        writer=SimpleNamespace(settle=lambda: done.append("settled")),
+        accelerator=SimpleNamespace(wait_for_everyone=lambda: done.append("met")),
+        run=RunDir(Path("run")),
+    )
+    assert "step-00000008" in last_good(training)
+    assert done == ["settled", "met", "looked"]
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_summed_gradients_move_a_weight_as_its_own_do_in_every_layout(layout):
     gradient = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
@@ -202,6 +239,20 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path, signal_number):
     started, *_ = events(tmp_path / "parts")
     assert started.step == 10
     assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+
+
+def test_what_was_stopped_after_a_named_checkpoint_is_not_said_to_continue_from_there(tmp_path):
+    until(tmp_path / "first", 8)
+
+    def interrupting(step, micro):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(step, micro)
+
+    named = RunDir(tmp_path / "first").checkpoint(8)
+    with pytest.raises(StoppedBySignal, match="Run the same command without --resume to continue"):
+        list(events(tmp_path / "second", batches=interrupting, resume=named))
+    assert next(events(tmp_path / "second")).step == 10
 
 
 def test_a_second_process_is_refused(tmp_path):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small_training import digest, events
 
 from cellbridge.config import PowerEmaConfig, TrainingConfig
-from cellbridge.errors import ConfigError, RunError
+from cellbridge.errors import ConfigError, NumericalError, ResourceError, RunError
 from cellbridge.runs import RunDir
 from cellbridge.settings import load
 from cellbridge.training import power_ema
@@ -142,6 +143,44 @@ def test_a_checkpoint_of_other_profiles_is_refused_by_name(tmp_path):
     finished(tmp_path, **TRACKED, steps=12, decay="constant")
     with pytest.raises(RunError, match=r"power_ema.sigma_rel: \[0.05, 0.1\] there, nothing now"):
         finished(tmp_path, steps=24, decay="constant")
+
+
+def test_other_profiles_are_tracked_from_then_on_where_that_is_asked_for(tmp_path):
+    finished(tmp_path, **TRACKED, steps=12, decay="constant")
+    settings = {"power_ema": {"sigma_rel": [0.1, 0.2]}, "decay": "constant", "accept_changes": True}
+    assert finished(tmp_path, **settings, steps=12).step == 12
+    finished(tmp_path, **settings, steps=24, checkpoint_every=24)
+    finished(tmp_path / "through", power_ema={"sigma_rel": [0.1]}, decay="constant")
+    both = [load_file(RunDir(run).checkpoint(24) / "averages.safetensors") for run in (tmp_path, tmp_path / "through")]
+    assert {name.split("/")[0] for name in both[0]} == {"0.1", "0.2"}
+    for name, tensor in both[1].items():
+        assert torch.equal(both[0][name], tensor)
+
+
+def test_a_diverging_training_keeps_no_average_that_is_not_finite(tmp_path):
+    with pytest.raises(NumericalError, match="not finite"):
+        finished(tmp_path, power_ema={"sigma_rel": [0.1], "snapshot_every": 1}, learning_rate=1e20, warmup_steps=0)
+    for path in RunDir(tmp_path).averages.glob("*"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
+
+
+def test_a_full_disk_is_named_with_the_snapshot_that_did_not_fit(tmp_path, monkeypatch):
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(power_ema, "save_file", full)
+    with pytest.raises(ResourceError, match=r"averages/step-00000004.safetensors: cannot be written \(No space left"):
+        finished(tmp_path, **TRACKED)
+    assert list(RunDir(tmp_path).averages.iterdir()) == []
+
+
+def test_what_a_killed_process_left_of_a_snapshot_is_cleared_away(tmp_path):
+    left = RunDir(tmp_path).averages / ".step-00000004.safetensors.123.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    finished(tmp_path, **TRACKED)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from cellbridge.diffusion.importance import ImportanceTimes
 from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.errors import CheckpointError
 from cellbridge.runs import RunDir
+from cellbridge.training import throughput
 from cellbridge.training.events import Event, Finished
 from cellbridge.training.loop import fit
 
@@ -21,7 +22,7 @@ STEPS_T = 10
 """So few times that each has its ten losses, and importance begins, while a small test runs."""
 
 
-def training(run: Path, *, steps: int = 40, accumulation: int = 1, schedule_steps: int = STEPS_T):
+def training(run: Path, *, steps: int = 40, accumulation: int = 1, schedule_steps: int = STEPS_T, **options):
     config = TrainingConfig(
         steps=steps,
         batch_size=8,
@@ -50,8 +51,9 @@ def training(run: Path, *, steps: int = 40, accumulation: int = 1, schedule_step
         batches,
         config=config,
         run=RunDir(run),
-        identity={},
+        identity={"schedule.steps": str(schedule_steps)} if options else {},
         device=torch.device("cpu"),
+        **options,
     )
 
 
@@ -107,3 +109,17 @@ def test_memories_of_another_schedule_are_refused(tmp_path):
         CheckpointError, match=r'method.safetensors: "losses" has shape \(10, 10\), the network has \(20, 10\)'
     ):
         finish(training(tmp_path, steps=40, schedule_steps=20))
+
+
+def test_with_another_schedule_memory_begins_anew_where_that_is_asked_for(tmp_path):
+    finish(training(tmp_path, steps=20))
+    finish(training(tmp_path, steps=40, schedule_steps=20, accept_changes=True))
+    assert remembered(tmp_path, 40)["counts"].sum() == 20 * 8
+
+
+def test_losses_that_are_computed_twice_are_remembered_once(whole, tmp_path, monkeypatch):
+    """As they are on a device whose peak is known, to count what a step computes."""
+    monkeypatch.setattr(throughput, "device_peak", lambda device, dtype: 1e9)
+    finish(training(tmp_path, steps=20))
+    finish(training(tmp_path, steps=40))
+    assert digest(remembered(whole, 40)) == digest(remembered(tmp_path, 40))
