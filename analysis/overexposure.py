@@ -73,9 +73,7 @@ def main() -> None:
                 found["rows"][key] = score(images, first, classifier=classifier, extractor=extractor)
                 write_json(file, found)
     write_json(file, found)
-    print(
-        f"{len(first)} images a row; real: {found['real']}\n\n{markdown(found)}\n\n{monitor_table(found['monitors'])}"
-    )
+    print(f"{len(first)} images a row\n\n{markdown(found)}\n\n{monitor_table(found['monitors'])}")
     draw(found, asked.out / "overexposure.png")
 
 
