@@ -50,7 +50,11 @@ _STORE = Option("--store", "store", "the store of real cells that `prepare` made
 _SEED = Option("--seed", "seed", "the seed of every random choice")
 _DEVICE = Option("--device", "device", "auto, cpu, cuda or cuda:N")
 _TRAINING = (
-    Option("--resume", "resume", "auto (default: the same command continues), never, or a checkpoint's path"),
+    Option(
+        "--resume",
+        "resume",
+        "auto (default: the same command continues), never, or where to go on from: a checkpoint or another run",
+    ),
     Option(
         "--accept-changes",
         "accept_changes",

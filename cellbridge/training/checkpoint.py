@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from cellbridge.config import TrainingConfig
 from cellbridge.errors import CheckpointError, RunError
 from cellbridge.runs import MANIFEST, RunDir, discard_directory, publish_directory, verify_directory, write_json
+from cellbridge.training.trackers import flattened
 
 Resume = Literal["auto", "never"] | Path
 
@@ -172,7 +173,8 @@ def resolve(run: RunDir, resume: Resume) -> Resumption:
     Parameters
     ----------
     resume : "auto" takes the run's newest that verifies; "never" demands a run without checkpoints; a path names a
-        checkpoint, or a run whose newest is taken.
+        checkpoint, or a run whose newest is taken. A run that went on from elsewhere continues from its own newest, so that
+        the same command again loses nothing; a path inside the run goes back to it.
 
     Raises
     ------
@@ -189,6 +191,10 @@ def resolve(run: RunDir, resume: Resume) -> Resumption:
             )
         return Resumption()
     path = Path(resume)
+    if run.saved_checkpoints() and not path.resolve().is_relative_to(run.path.resolve()):
+        own = newest(run)
+        warning = f"{run.path}: has checkpoints of its own, and continues from {own.path}, not from {path}."
+        return replace(own, warnings=(*own.warnings, warning))
     if (path / MANIFEST).is_file():
         return Resumption(path, load(path))
     found = newest(RunDir(path))
@@ -205,7 +211,16 @@ def differences(snapshot: Snapshot, *, settings: Mapping[str, Any], identity: Ma
     then = {key: value for key, value in snapshot.settings.items() if key not in _HARMLESS}
     saved, now = {**snapshot.identity, **then}, {**identity, **settings}
     changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
-    return [f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed]
+    parts = [part for key in changed for part in _parts(key, saved.get(key), now.get(key))]
+    return [f"{key}: {_short(then)} there, {_short(value)} now" for key, then, value in parts]
+
+
+def _parts(key: str, then: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """Return (key, then, now) of what differs; of two sections of settings, which are held as JSON, each setting that does."""
+    if not all(isinstance(value, str) and value.startswith("{") for value in (then, now)):
+        return [(key, then, now)]
+    old, new = (flattened(json.loads(value), f"{key}.") for value in (then, now))
+    return [(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
 def _short(value: Any) -> str:

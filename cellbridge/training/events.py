@@ -236,7 +236,7 @@ def truncate(path: Path, *, after_step: int) -> None:
     """Drop from an events file every line after a step, a line that was cut short, and an earlier end."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _lines(path)
     kept = [line for line in lines if (step := _step_of(line)) is not None and step <= after_step]
     kept = [line for line in kept if json.loads(line).get("event") != "finished"]
     if len(kept) < len(lines):
@@ -245,7 +245,12 @@ def truncate(path: Path, *, after_step: int) -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the events of a run, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) is not None]
+    return [json.loads(line) for line in _lines(path) if _step_of(line) is not None]
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of an events file; bytes that are no text spoil their own line only."""
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _step_of(line: str) -> int | None:

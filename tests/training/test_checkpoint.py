@@ -97,6 +97,27 @@ def test_explicit_path_is_followed_or_refused_creating_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_went_on_from_another_continues_from_its_own_checkpoints_at_the_same_command(tmp_path):
+    until(tmp_path / "first", 8)
+    for begins in (8, 12):
+        started = next(events(tmp_path / "second", resume=tmp_path / "first"))
+        assert started.step == begins
+        until(tmp_path / "second", begins + 4, resume=tmp_path / "first")
+    assert "has checkpoints of its own" in started.warnings[0]
+    assert next(events(tmp_path / "second", resume=RunDir(tmp_path / "second").checkpoint(12))).step == 12
+
+
+def test_of_two_sections_the_settings_that_differ_are_named():
+    there = {"settings.network": '{"widths": [8], "dit": {"depth": 4}, "dropout": 0.0}', "data": "a" * 64}
+    now = {"settings.network": '{"widths": [16], "dit": {"depth": 4}, "dropout": 0.1}', "data": "b" * 64}
+    saved = Snapshot(1, {}, there, weights={}, ema={}, optimizer={}, window={})
+    assert checkpoint.differences(saved, settings={}, identity=now) == [
+        "settings.network.widths: [8] there, [16] now",
+        "settings.network.dropout: 0.0 there, 0.1 now",
+        "data: aaaaaaaaaaaa… there, bbbbbbbbbbbb… now",
+    ]
+
+
 def test_never_refuses_to_overwrite(tmp_path):
     until(tmp_path, 8, resume="never")
     with pytest.raises(RunError, match="holds checkpoints up to step 8"):

@@ -44,6 +44,13 @@ def test_truncation_drops_later_steps_torn_lines_and_an_earlier_end(tmp_path):
     assert [entry["step"] for entry in read(path)] == [5, 10]
 
 
+def test_bytes_that_are_no_text_spoil_their_own_line_only(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "logged", "step": 5}\n\xff\xfe{"event"')
+    truncate(path, after_step=10)
+    assert path.read_bytes() == b'{"event": "logged", "step": 5}\n'
+
+
 def test_a_lost_terminal_loses_words_and_no_training(tmp_path, monkeypatch):
     class Lost(io.StringIO):
         def write(self, text):
