@@ -10,10 +10,7 @@ from pydantic import (
 )
 
 from cellbridge.errors import ConfigError
-from cellbridge.settings import Section
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""What both NumPy's and PyTorch's generators take."""
+from cellbridge.settings import Section, Seed
 
 
 class ConditioningConfig(Section):

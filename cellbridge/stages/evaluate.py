@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from cellbridge.config import Seed
 from cellbridge.data.lineage import require_made_from, shared_plates, training_plates
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ModelError, NumericalError, RunError, StoreError
 from cellbridge.outputs import require_apart, require_directory
 from cellbridge.runs import RunDir, begin, is_taken, write_json, write_text
-from cellbridge.settings import Section, dump
+from cellbridge.settings import Section, Seed, dump
 
 if TYPE_CHECKING:
     import numpy as np

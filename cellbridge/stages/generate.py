@@ -12,13 +12,13 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cellbridge import processes
 from cellbridge.conditions import Condition, resolve
-from cellbridge.config import Seed, SolverConfig
+from cellbridge.config import SolverConfig
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ConfigError, ModelError, StoreError, did_you_mean
 from cellbridge.outputs import require_apart, require_directory
 from cellbridge.progress import bar
 from cellbridge.runs import RunDir, code_version, fingerprint, is_taken
-from cellbridge.settings import Section
+from cellbridge.settings import Section, Seed
 
 if TYPE_CHECKING:
     import pandas as pd

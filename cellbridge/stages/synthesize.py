@@ -18,11 +18,10 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cellbridge import settings
 from cellbridge.conditions import Condition
-from cellbridge.config import Seed
 from cellbridge.errors import RunError
 from cellbridge.progress import bar
 from cellbridge.runs import MANIFEST, RunDir, begin, is_taken, publish_directory, read_manifest, write_json, write_text
-from cellbridge.settings import Section
+from cellbridge.settings import Section, Seed
 
 if TYPE_CHECKING:
     from cellbridge.data.anatomy import Cells

@@ -10,13 +10,13 @@ from pydantic import PositiveInt
 
 from cellbridge import processes
 from cellbridge.conditions import Condition, resolve
-from cellbridge.config import Seed, SolverConfig
+from cellbridge.config import SolverConfig
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
 from cellbridge.outputs import require_apart, require_directory
 from cellbridge.progress import bar
 from cellbridge.runs import code_version, fingerprint, is_taken
-from cellbridge.settings import Section
+from cellbridge.settings import Section, Seed
 
 if TYPE_CHECKING:
     import numpy as np
