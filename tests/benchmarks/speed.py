@@ -48,22 +48,29 @@ def step(size: Size, device: torch.device) -> dict[str, Any]:
 
 
 def example(size: Size, device: torch.device) -> dict[str, Any]:
-    """The engine in float32 against the settings of diffusers' example, small and medium."""
+    """The engine as it comes (bf16 where the hardware computes in it) and in float32, against the settings of diffusers' example.
+
+    In float32 the network's own arithmetic is the same on both sides, and all that can be gained is the optimiser and the average;
+    that row has a goal only at the small size, where it must not be lost.
+    """
     rows, details = [], {}
-    for network, blocks, block, goal in (
-        (size.small, size.blocks // 2, size.block, 1.0),
-        (size.medium, size.medium_blocks, 1, 1.2),
+    for network, blocks, block, goals in (
+        (size.small, size.blocks // 2, size.block, {"auto": 1.0, "fp32": 1.0}),
+        (size.medium, size.medium_blocks, 1, {"auto": 1.2, "fp32": None}),
     ):
         problem = size.problem(network, batch=size.small_batch, device=device)
-        found = duel(problem, _example(problem), blocks=blocks, steps=block, flags={"precision": "fp32"})
-        ratio = found.ratio(checkpoint_every=EVERY)
-        claim = f"engine / example loop, fp32 ({problem.name})"
-        rows.append(row(claim, ratio.value, interval=ratio.interval, at_least=goal))
-        details[problem.name] = {
-            "parameters": problem.parameters,
-            "pairs": ratio.pairs,
-            "images_per_second": found.images_per_second(problem.batch),
-        }
+        rival = _example(problem)
+        for precision, goal in goals.items():
+            found = duel(problem, rival, blocks=blocks, steps=block, flags={"precision": precision})
+            ratio = found.ratio(checkpoint_every=EVERY)
+            words = "both in fp32" if precision == "fp32" else "as it comes"
+            claim = f"engine / example loop, {words} ({problem.name})"
+            rows.append(row(claim, ratio.value, interval=ratio.interval, at_least=goal))
+            details[f"{problem.name}, {words}"] = {
+                "parameters": problem.parameters,
+                "pairs": ratio.pairs,
+                "images_per_second": found.images_per_second(problem.batch),
+            }
     return {"rows": rows, "networks": details}
 
 

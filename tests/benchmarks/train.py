@@ -5,7 +5,7 @@
 | part | the engine against | goal |
 |---|---|---|
 | step | a bare loop with the same network and flags | ≥ 0.97 of its speed |
-| example | a loop with the settings of diffusers' unconditional example, both in float32 | ≥ 1.0 at 1.2 M parameters, ≥ 1.2 at 26 M |
+| example | a loop with the settings of diffusers' unconditional example (float32) | ≥ 1.0 at 1.2 M parameters, ≥ 1.2 at 26 M |
 | best | the same loop, with the engine's best flags on this machine, at equal held-out loss | ≥ 1.5 |
 | resume | loading the checkpoint and one step | no slower |
 | adapter | full fine-tuning: gradients, optimiser and average in memory | ≤ 3 % |
