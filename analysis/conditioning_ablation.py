@@ -55,7 +55,7 @@ def network(scheme: str, *, backbone: str = "unet", **told: Any) -> NetworkConfi
     """Describe a network of the ablation: all alike but for the scheme and what it needs."""
     conditioning = ConditioningConfig(scheme=scheme, width=32, token_dropout=0.0, **told)
     sizes = {"widths": (16, 32), "attention_levels": (1,), "dit": DitConfig(width=64, depth=3)}
-    return NetworkConfig(backbone=backbone, conditioning=conditioning, **sizes)
+    return NetworkConfig(backbone=backbone, conditioning=conditioning, zero_out=True, **sizes)
 
 
 BOTH = ("compound", "dose")
@@ -205,7 +205,7 @@ def train(out: Path, run: Path, scheme: str, *, steps: int, seed: int) -> dict[s
     training = TrainingConfig(
         steps=steps,
         batch_size=BATCH,
-        learning_rate=2e-3,
+        learning_rate=5e-3,
         checkpoint_every=steps,
         precision="fp32",
         seed=seed,
