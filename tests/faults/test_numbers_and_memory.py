@@ -1,11 +1,12 @@
 """Training that diverges, and training that does not fit into memory."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from commands import Limits, Run, one_line
+from commands import Limits, Outcome, Run, one_line
 from evidence import TENSORS, checkpoint, checkpoints, events, losses, started_at, sums, temporaries
 from safetensors.torch import load_file
 from small_study import Study
@@ -63,16 +64,27 @@ def test_a_good_run_that_is_continued_at_an_absurd_learning_rate_keeps_its_last_
     assert sums(out, 4) == before
 
 
+def short_of_memory(run: Run, *arguments: object) -> tuple[Outcome, Limits]:
+    """Run with little address space; where the kernels' own library was what got none, which ends the process, with another limit."""
+    for slack in (700, 800, 600, 900):
+        limits = Limits(more_memory=slack * _MIB)
+        outcome = run(*arguments, limits=limits)
+        if outcome.code != -signal.SIGSEGV:
+            break
+    return outcome, limits
+
+
 def test_out_of_memory_names_an_accumulation_that_fits_and_following_it_continues(
     study: Study, run: Run, tmp_path: Path
 ) -> None:
     """Row 13, by a limit on the address space (RLIMIT_AS)."""
-    out, limits = tmp_path / "run", Limits(more_memory=400 * _MIB)
+    out = tmp_path / "run"
     wide = ("training.batch_size=256", "training.decay=constant", "training.checkpoint_every=1000")
     assert run(*study.pretrain(*wide, "training.steps=1"), "--out", out).code == 0
     before = sums(out, 1)
     arguments = study.pretrain(*wide, "training.steps=2")
-    line = one_line(run(*arguments, "--out", out, limits=limits), "out of memory", code=4)
+    outcome, limits = short_of_memory(run, *arguments, "--out", out)
+    line = one_line(outcome, "out of memory", code=4)
     assert checkpoints(out) == [1]
     assert run("checkpoint", "verify", out).code == 0
     assert sums(out, 1) == before

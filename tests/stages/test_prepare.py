@@ -13,9 +13,9 @@ import pytest
 import tifffile
 import yaml
 
-from cellbridge import settings
 from cellbridge.data.store import describe, open_store
 from cellbridge.errors import CellbridgeError, ConfigError, ImageError, LeakError, ManifestError, StoreError
+from cellbridge.settings import validate
 from cellbridge.stages.prepare import Config, run
 
 PLATES = ("0001053597806", "P2")
@@ -78,7 +78,7 @@ def write_plate(folder: Path, *, dtype: Any = np.uint16, full: int = 40000, **ch
 
 def prepare(folder: Path, out: Path, **settings: Any) -> dict[str, Any]:
     values = {"manifest": str(folder), "crop_px": 24, "size_px": 24, "illumination": "none", **settings}
-    return run(settings.validate(Config, values, source="test"), out=out)
+    return run(validate(Config, values, source="test"), out=out)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -370,7 +370,7 @@ def test_real_crops_of_bbbc021_become_cells(real_data: Path, tmp_path: Path) -> 
             (root / folder.name).symlink_to(folder)
     manifest = Path(__file__).parents[2] / "data_manifests" / "bbbc021_cells"
     values = {"manifest": str(manifest), "root": str(root), "crop_px": 64, "split": {"test": ["Week4_27821"]}}
-    summary = run(settings.validate(Config, values, source="test"), out=tmp_path / "s.zarr")
+    summary = run(validate(Config, values, source="test"), out=tmp_path / "s.zarr")
     assert summary["cells"] == len(chosen) > 20
     assert set(summary["cells_by_condition"]) == {"DMSO", "cyclohexamide@50"}
     assert summary["without_mask"] <= 0.1 * len(chosen)
@@ -402,7 +402,7 @@ def write_truth(folder: Path, plate: Path, *, gain: float = 1.0) -> Path:
 
 def truth_of(folder: Path, store: Path, out: Path, **settings: Any) -> dict[str, Any]:
     values = {"manifest": str(folder), "crops_from": str(store), **settings}
-    return run(settings.validate(Config, values, source="test"), out=out)
+    return run(validate(Config, values, source="test"), out=out)
 
 
 def test_the_same_cells_are_cut_again_with_masks_maps_and_truth(plate: Path, store: Path, tmp_path: Path) -> None:
