@@ -46,7 +46,7 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q torch==2.13.0; \
 	else $(BIN)/pip install -q torch==2.13.0+cpu 2>/dev/null || $(BIN)/pip install -q torch==2.13.0; fi
-	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[pipelines,notebooks,dev]'
+	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[pipelines,notebooks,profiles,extractors,dev]'
 	@touch $@
 
 clean:
