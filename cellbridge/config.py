@@ -114,18 +114,23 @@ _SCHEMES: dict[str, tuple[str, ...]] = {
 }
 
 
-class ScheduleConfig(Section):
-    """The noise schedule and what the network predicts."""
+class NoiseConfig(Section):
+    """A noise schedule: how much noise an image has at each time."""
 
     kind: Literal["cosine", "linear", "scaled_linear"] = "cosine"
     steps: PositiveInt = 1000
-    prediction: Literal["v", "epsilon", "x_0"] = "v"
     beta_start: float | None = None
     """First beta at 1000 steps: by default 1e-4 (linear) or 8.5e-4 (scaled_linear); other numbers of steps scale it."""
     beta_end: float | None = None
     """Last beta at 1000 steps: by default 2e-2 (linear) or 1.2e-2 (scaled_linear)."""
     zero_terminal_snr: bool = False
-    """Leave nothing of the image at the last step, so that sampling starts where training ended; needs v or x_0."""
+    """Leave nothing of the image at the last step, so that sampling starts where training ended; needs prediction v or x_0."""
+
+
+class ScheduleConfig(NoiseConfig):
+    """The noise schedule and what the network predicts."""
+
+    prediction: Literal["v", "epsilon", "x_0"] = "v"
     variance: Literal["fixed", "learned_range"] = "fixed"
     """`learned_range`: the network gives twice the channels, the second half saying how noisy each reverse step is; needs
     objective.kind hybrid or vlb."""
@@ -185,7 +190,8 @@ class SolverConfig(Section):
     order: Literal[1, 2] = 2
     """1: DDIM, one network call a step; 2: midpoint (DPM-Solver-2), two calls a step."""
     grid: Literal["uniform", "quadratic", "log_snr"] = "quadratic"
-    """Where the steps lie in t; `quadratic` is dense at small t, where dark backgrounds need it. pndm needs `uniform`."""
+    """Where the steps lie in t; `quadratic` is dense at small t, where dark backgrounds need it, and the default of ddim and ddpm too,
+    whose diffusers namesakes step uniformly: for their numbers set `uniform`, which is their trailing spacing. pndm needs `uniform`."""
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     """Noise of ddim's steps: 0 none, 1 as much as ddpm's."""
     variance: Literal["small", "large", "learned"] = "small"
@@ -206,6 +212,14 @@ class SolverConfig(Section):
     """Share of each channel's contrast that is taken back to that of the unguided estimate; 0.7 in the paper."""
     guidance_by_distance: bool = False
     """Let the scale of each condition grow with its embedding's distance from the control's; `guidance_scale` is that of the mean."""
+    weaker: Path | None = None
+    """Measure the effect from a weaker self in place of `guidance_from`: the run of a smaller or less trained base or adapter, a
+    checkpoint of one (`RUN/checkpoints/step-…`), or a snapshot of its averages (`RUN/averages/step-….safetensors`)."""
+    classifier: Path | None = None
+    """Follow the gradient of a classifier of noisy images as well: a run of `train-classifier` with a section `noise`."""
+    classifier_scale: float = Field(default=1.0, gt=0.0)
+    """Of the classifier's gradient; about 1 over a conditional model, and up to 10 over the unconditional one (guidance_scale 0 from
+    `unconditional`)."""
     threshold: Literal["none", "clip", "dynamic"] = "none"
     """Keep estimates of the image in [-1, 1], in sampling only: clipped, or scaled down by each channel's own percentile."""
     threshold_percentile: float = Field(default=0.995, gt=0.0, lt=1.0)
@@ -234,6 +248,8 @@ class SolverConfig(Section):
     @model_validator(mode="after")
     def _guidance_fits(self) -> "SolverConfig":
         options = [k for k in ("interval", "rescale", "by_distance") if getattr(self, f"guidance_{k}")]
+        if self.classifier is not None:
+            options = [k for k in options if k != "interval"]
         if options and self.guidance_scale == 1.0:
             raise ValueError(f"guidance_{options[0]} does nothing at guidance_scale 1; set the scale, or leave it out")
         if self.guidance_by_distance and (self.guidance_from != "control" or self.guidance_rescale):
@@ -242,8 +258,25 @@ class SolverConfig(Section):
             )
         if self.guidance_interval and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval: the first time is after the last; swap them")
-        if self.variance == "learned" and self.guidance_scale != 1.0:
+        if self.variance == "learned" and (self.guidance_scale != 1.0 or self.classifier is not None):
             raise ValueError("variance learned is of one estimate, and guidance mixes two; use small or large")
+        return self
+
+    @model_validator(mode="after")
+    def _guides_fit(self) -> "SolverConfig":
+        if self.weaker is not None:
+            if self.guidance_scale == 1.0:
+                raise ValueError("weaker does nothing at guidance_scale 1; set the scale, such as 2, or leave it out")
+            others = {
+                "guidance_from": self.guidance_from != "control",
+                "guidance_by_distance": self.guidance_by_distance,
+                "guidance_rescale": bool(self.guidance_rescale),
+            }
+            for name, given in others.items():
+                if given:
+                    raise ValueError(f"weaker is what the effect is measured from; leave {name} out")
+        if self.classifier is None and self.classifier_scale != 1.0:
+            raise ValueError("classifier_scale is that of a classifier; name its run as classifier, or leave it out")
         return self
 
 
@@ -259,9 +292,11 @@ class AdapterConfig(Section):
     )
     """Attention, the convolutions of residual blocks, and the projections of time and condition."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank) in place of alpha / rank, so that one alpha serves every rank."""
+    """Scale by alpha / sqrt(rank) in place of alpha / rank, so that one alpha serves every rank: name one, since alpha's default of
+    the rank would make that scale sqrt(rank)."""
     dora: bool = False
-    """Train the length of each output's weights apart from their direction; slower, of most use at low ranks."""
+    """Train the length of each output's weights apart from their direction; slower, of most use at low ranks. Needs weights that
+    have a length: not of a base whose blocks still are the identity (network.zero_out)."""
 
 
 class PowerEmaConfig(Section):
@@ -349,9 +384,12 @@ class DenoiserFitConfig(Section):
     device: str = "auto"
 
     @model_validator(mode="after")
-    def _grids_need_no_embeddings(self) -> "DenoiserFitConfig":
+    def _grids_need_no_other_model(self) -> "DenoiserFitConfig":
         if self.sampler.guidance_by_distance:
             raise ValueError(
                 "sampler.guidance_by_distance: embeddings that are still trained have no distances yet; leave it out"
             )
+        for name in ("weaker", "classifier"):
+            if getattr(self.sampler, name) is not None:
+                raise ValueError(f"sampler.{name}: sample grids show the model that is trained alone; leave it out")
         return self

@@ -105,6 +105,10 @@ class Autoguidance(Denoiser):
     x_0 = w + scale (d - w). What both get wrong in the same direction, the weaker more so, is extrapolated away, and unlike guidance
     by the missing condition this does not narrow the variety of a condition. Scale 1 is the denoiser bit for bit in one call.
 
+    Parameters
+    ----------
+    weaker_label : row of the weaker model's own embedding that stands for the condition; None where its rows are the denoiser's.
+
     Raises
     ------
     ModelError : the two were trained on different schedules.
@@ -114,7 +118,7 @@ class Autoguidance(Denoiser):
     Karras et al. 2024, "Guiding a diffusion model with a bad version of itself", arXiv:2406.02507, eq. 3.
     """
 
-    def __init__(self, denoiser: Denoiser, weaker: Denoiser, scale: float):
+    def __init__(self, denoiser: Denoiser, weaker: Denoiser, scale: float, *, weaker_label: int | None = None):
         super().__init__()
         if not torch.equal(denoiser.schedule.alpha_bar, weaker.schedule.alpha_bar):
             raise ModelError(
@@ -123,6 +127,7 @@ class Autoguidance(Denoiser):
             )
         self.denoiser = denoiser
         self.weaker = weaker
+        self.weaker_label = weaker_label
         self.schedule = denoiser.schedule
         self.scale = scale
 
@@ -131,7 +136,8 @@ class Autoguidance(Denoiser):
         estimate = self.denoiser(x_t, t, labels)
         if self.scale == 1:
             return estimate
-        weaker = self.weaker(x_t, t, labels)
+        own = labels if self.weaker_label is None else torch.full_like(labels, self.weaker_label)
+        weaker = self.weaker(x_t, t, own)
         return weaker + self.scale * (estimate - weaker)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,8 @@ WEIGHTS = "classifier.safetensors"
 SETTINGS = "config.json"
 CARD = "cellbridge.json"
 _CHANNELS_PER_GROUP = 4
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class Classifier(nn.Module):
@@ -118,7 +120,16 @@ def logits_of(classifier: Classifier, images: Images) -> Tensor:
     return classifier.eval()(images.to(device)).float().cpu()
 
 
-def save_classifier(classifier: Classifier, directory: Path, *, card: dict[str, Any]) -> None:
+class Published(Protocol):
+    """What a classifier's directory is written of: weights, and the arguments that rebuild the network."""
+
+    settings: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+
+
+def save_classifier(classifier: Published, directory: Path, *, card: dict[str, Any]) -> None:
     """Write weights, settings and card into a directory that is there."""
     save_file({k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}, directory / WEIGHTS)
     for name, values in ((SETTINGS, classifier.settings), (CARD, card)):
@@ -132,25 +143,50 @@ def load_classifier_directory(directory: Path) -> tuple[Classifier, dict[str, An
     Raises
     ------
     CheckpointError : a file is missing or damaged, or the directory holds another kind of model.
-    ModelError : the weights lack a tensor of the network, have one too many, or one of another shape.
+    ModelError : the weights lack a tensor of the network, have one too many, or one of another shape; or it is a classifier of
+        noisy images.
     """
-    try:
-        settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
-        card: dict[str, Any] = json.loads((directory / CARD).read_text(encoding="utf-8"))
-        if card.get("kind") != "classifier":
-            raise ModelError(f"{directory}: holds a model of kind {card.get('kind')!r}, expected 'classifier'.")
-        widths = tuple(settings["widths"])
-        network = Classifier(channels=settings["channels"], conditions=settings["conditions"], widths=widths)
-        tensors = load_file(directory / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{directory}: is no readable classifier ({SETTINGS}, {CARD}, {WEIGHTS}): {error}. Run `cellbridge train-classifier`."
-        ) from None
-    load_strictly(network, tensors, where=directory / WEIGHTS)
+    card = read_classifier_card(directory)
+    if card.get("noise") is not None:
+        raise ModelError(
+            f"{directory}: was trained on noisy images, to guide sampling; its figures of clean ones mean little. "
+            "Give a run of `train-classifier` without the section noise."
+        )
+    network = built_with_weights(Classifier, directory)
     return network.eval(), card
 
 
-def load_strictly(network: Classifier, tensors: dict[str, Tensor], *, where: Path) -> None:
+def read_classifier_card(directory: Path) -> dict[str, Any]:
+    """Return what a classifier's directory says of itself."""
+    try:
+        card: dict[str, Any] = json.loads((directory / CARD).read_text(encoding="utf-8"))
+        kind = card.get("kind")
+    except (OSError, ValueError, AttributeError) as error:
+        raise _unreadable(directory, error) from None
+    if kind != "classifier":
+        raise ModelError(f"{directory}: holds a model of kind {kind!r}, expected 'classifier'.")
+    return card
+
+
+def built_with_weights(kind: type[NetworkT], directory: Path) -> NetworkT:
+    """Return a network of this class with a directory's settings and weights, every name and shape checked."""
+    try:
+        settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+        network = kind(**settings | {"widths": tuple(settings["widths"])})
+        tensors = load_file(directory / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _unreadable(directory, error) from None
+    load_strictly(network, tensors, where=directory / WEIGHTS)
+    return network
+
+
+def _unreadable(directory: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{directory}: is no readable classifier ({SETTINGS}, {CARD}, {WEIGHTS}): {error}. Run `cellbridge train-classifier`."
+    )
+
+
+def load_strictly(network: nn.Module, tensors: dict[str, Tensor], *, where: Path) -> None:
     """Copy weights of exactly the network's names and shapes; raise ModelError naming what differs."""
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

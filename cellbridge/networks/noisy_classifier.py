@@ -6,6 +6,7 @@ Dhariwal & Nichol 2021, "Diffusion models beat GANs on image synthesis", arXiv:2
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,22 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, *, channels: int, conditions: int, steps: int, widths: tuple[int, ...] = (16, 32, 64, 64)):
         super().__init__()
+        self.settings: dict[str, Any] = {
+            "channels": channels,
+            "conditions": conditions,
+            "steps": steps,
+            "widths": list(widths),
+        }
         self.steps = steps
         self.classifier = Classifier(channels=channels + _WAVES, conditions=conditions, widths=widths)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the inside of each block in the backward pass."""
+        self.classifier.enable_gradient_checkpointing()
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep every activation again."""
+        self.classifier.disable_gradient_checkpointing()
 
     def forward(self, x_t: Images, t: Times) -> Tensor:
         """Return logits: (batch, condition)."""
@@ -41,3 +56,12 @@ class NoisyClassifier(nn.Module):
         shape = (len(x_t), _WAVES, *x_t.shape[2:])
         logits: Tensor = self.classifier(torch.cat([x_t, waves[..., None, None].expand(shape)], dim=1))
         return logits
+
+
+def build_noisy_classifier(
+    *, channels: int, conditions: int, steps: int, widths: tuple[int, ...], seed: int
+) -> NoisyClassifier:
+    """Build a classifier of noisy images with weights drawn from `seed`, leaving the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return NoisyClassifier(channels=channels, conditions=conditions, steps=steps, widths=widths)
