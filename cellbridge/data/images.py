@@ -1,4 +1,4 @@
-"""Image files into arrays of counts: TIFF and NumPy files, read whole and checked, never executed."""
+"""Image files into arrays of counts: TIFF, PNG and NumPy files, read whole and checked, never executed."""
 
 import hashlib
 import logging
@@ -60,6 +60,16 @@ def read_crop(file: Path, *, channels: int, axes: Literal["HWC", "CHW"] | None, 
     return _checked(file, np.ascontiguousarray(image), full_scale)
 
 
+def read_array(file: Path) -> np.ndarray:
+    """Read a TIFF, PNG or .npy file as it is stored, in whatever shape and type.
+
+    Raises
+    ------
+    ImageError : the file is missing, empty, truncated, damaged or of another format.
+    """
+    return _read(file, png=True)
+
+
 def digest(image: np.ndarray) -> bytes:
     """Return a hash of an image's pixels, by which the same image is found again in another file."""
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
@@ -80,8 +90,10 @@ def require_all(problems: Iterable[str], *, total: int, show: int = 5) -> None:
     raise ImageError(f"{len(found)} of {total} images cannot be used: {first}{more}")
 
 
-def _read(file: Path) -> np.ndarray:
+def _read(file: Path, *, png: bool = False) -> np.ndarray:
     reader: Callable[[Path], np.ndarray] = _read_tiff if file.suffix.lower() in TIFF_SUFFIXES else _read_numpy
+    if png and file.suffix.lower() == ".png":
+        reader = _read_png
     try:
         size = file.stat().st_size
     except OSError:
@@ -106,6 +118,19 @@ def _read_tiff(file: Path) -> np.ndarray:
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ImageError(f"{file}: cannot be decoded ({reason}); it is truncated or damaged. Copy it again.") from None
+
+
+def _read_png(file: Path) -> np.ndarray:
+    import imagecodecs
+
+    data = file.read_bytes()
+    if b"IEND" not in data[-16:]:  # the decoder returns the rows that it has
+        raise ImageError(f"{file}: has no end; it is truncated. Copy it again.")
+    try:
+        return np.asarray(imagecodecs.png_decode(data))
+    except Exception as error:  # the codec raises its own kinds
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ImageError(f"{file}: cannot be decoded ({reason}). Copy it again.") from None
 
 
 def _require_whole(file: Path, tiff: Any) -> None:
