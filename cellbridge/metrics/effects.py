@@ -125,8 +125,8 @@ def real_effect(target: Sample, control: Sample, *, resamples: int, seed: int) -
     """
     standard, of_control = against_control(target, control), against_control(control, control)
     mean = standard.mean(axis=0)
-    above = resampled_means(standard, target.blocks, resamples=resamples, seed=seed)
-    below = resampled_means(of_control, control.blocks, resamples=resamples, seed=seed + 1)
+    above = _drawn(standard, target.blocks, resamples=resamples, seed=seed)
+    below = _drawn(of_control, control.blocks, resamples=resamples, seed=seed + 1)
     draws = None if above is None or below is None else above - below
     fewer = min(target.blocks, control.blocks, key=lambda part: part.count)
     return Effect(mean, draws, len(standard), fewer)
@@ -135,7 +135,7 @@ def real_effect(target: Sample, control: Sample, *, resamples: int, seed: int) -
 def paired_effect(output: Sample, source: Sample, control: Sample, *, resamples: int, seed: int) -> Effect:
     """Return the effect in outputs: the mean over cells of output less its own source, row by row; copying has none."""
     change = against_control(output, control) - against_control(source, control)
-    draws = resampled_means(change, source.blocks, resamples=resamples, seed=seed)
+    draws = _drawn(change, source.blocks, resamples=resamples, seed=seed)
     return Effect(change.mean(axis=0), draws, len(change), source.blocks)
 
 
@@ -295,6 +295,15 @@ def spearmans(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.floa
     """Return the rank correlation of each row of one matrix with the same row of another; nan where a row has no spread."""
     ranked = [_ranks(part) for part in (a, b)]
     return cosines(*(part - part.mean(axis=1, keepdims=True) for part in ranked))
+
+
+def _drawn(values: Floats, blocks: Blocks, *, resamples: int, seed: int) -> NDArray[np.float64] | None:
+    """Draw means, their spread widened by G/(G - 1): a bootstrap of G blocks falls short of the variance of a mean by that factor."""
+    draws = resampled_means(values, blocks, resamples=resamples, seed=seed)
+    if draws is None:
+        return None
+    mean = values.mean(axis=0)
+    return np.asarray(mean + (draws - mean) * np.sqrt(blocks.count / (blocks.count - 1)))
 
 
 def _ranks(rows: NDArray[np.float64]) -> NDArray[np.float64]:
