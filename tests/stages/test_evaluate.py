@@ -129,7 +129,7 @@ def test_white_x_T_passes_its_battery_beside_fresh_noise(evaluation):
     noise = _target(evaluation)["noise"]
     assert set(noise["models"]) == {"honest", "copier", "deaf", "mixer"}
     assert min(test["p_holm"] for test in noise["models"]["honest"]) > 1e-3
-    assert len(noise["fresh"]) == len(noise["models"]["honest"]) == 10
+    assert len(noise["fresh"]) == len(noise["models"]["honest"]) == 11
 
 
 def test_inputs_are_only_read(evaluation, study):
