@@ -37,7 +37,11 @@ def noise_features(x_T: NDArray[np.floating], *, foreground: NDArray[np.bool_] |
     bands = np.concatenate([np.log(band_energy(x[:, [c]])[0] + 1e-12) for c in range(channels)], axis=1)
     centred = flat - flat.mean(axis=2, keepdims=True)
     deviation = centred.std(axis=2) + 1e-12
-    moments = [(centred**power).mean(axis=2) / deviation**power for power in (3, 4)]
+    squares = centred * centred
+    moments = [
+        (squares * centred).mean(axis=2) / deviation**3,
+        (squares * squares).mean(axis=2) / deviation**4,
+    ]
     upper = np.triu_indices(channels, 1)
     covariance = np.einsum("ncp,ndp->ncd", centred, centred) / flat.shape[2]
     correlation = (covariance / (deviation[:, :, None] * deviation[:, None, :]))[:, upper[0], upper[1]]
@@ -75,10 +79,10 @@ def told_from_noise(
     rng = np.random.default_rng([seed, 11])
     fresh = rng.standard_normal(x_T.shape)
     features = [noise_features(x, foreground=foreground) for x in (x_T, fresh)]
-    halves = _halves(blocks, n, rng)
+    first = halves(blocks, n, rng)
     right = np.zeros((n, 1))
     p_values = []
-    for test in (halves, ~halves):
+    for test in (first, ~first):
         answers = _answers([part[~test] for part in features], [part[test] for part in features])
         right[test, 0] = answers.mean(axis=0)
         p_values.append(float(binom.sf(answers.sum() - 1, answers.size, 0.5)))
@@ -100,7 +104,7 @@ def _answers(train: list[Floats], test: list[Floats]) -> NDArray[np.bool_]:
     return np.stack([model.predict(part) == label for part, label in zip(test, (1, 0), strict=True)])
 
 
-def _halves(blocks: Blocks | None, n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+def halves(blocks: Blocks | None, n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Return which images lie in the first half: whole blocks, drawn until it holds half of the images."""
     codes = np.arange(n) if blocks is None or blocks.count < 2 else np.asarray(blocks.codes)
     first = np.zeros(n, dtype=bool)
