@@ -226,6 +226,12 @@ class SolverConfig(Section):
     threshold_largest: float = Field(default=2.0, gt=1.0)
     """The most that a channel is scaled down by."""
 
+    @property
+    def guides(self) -> dict[str, Path]:
+        """The other models that guide, by setting."""
+        given = {"weaker": self.weaker, "classifier": self.classifier}
+        return {name: path for name, path in given.items() if path is not None}
+
     @model_validator(mode="after")
     def _method_has_the_setting(self) -> "SolverConfig":
         for key, method in (("order", "flow"), ("eta", "ddim"), ("variance", "ddpm"), ("runge_kutta", "pndm")):
@@ -258,6 +264,10 @@ class SolverConfig(Section):
             )
         if self.guidance_interval and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval: the first time is after the last; swap them")
+        if self.guidance_interval and self.guidance_scale == 0.0:
+            raise ValueError(
+                "guidance_interval: outside of it the model is the conditional one; leave it out, or scale 0"
+            )
         if self.variance == "learned" and (self.guidance_scale != 1.0 or self.classifier is not None):
             raise ValueError("variance learned is of one estimate, and guidance mixes two; use small or large")
         return self

@@ -39,19 +39,30 @@ from cellbridge.assembly.cards import (
     starting_weights,
 )
 from cellbridge.assembly.classifiers import load_classifier
-from cellbridge.assembly.solving import SAMPLERS, build_inversion, build_sampler, guided
+from cellbridge.assembly.solving import (
+    NO_GUIDES,
+    SAMPLERS,
+    Guides,
+    build_inversion,
+    build_sampler,
+    guided,
+    guided_model,
+    load_guides,
+)
 from cellbridge.assembly.translating import TRANSLATORS, build_translator
 
 __all__ = [
     "BACKBONES",
     "CARD",
     "CONTROL_ROW",
+    "NO_GUIDES",
     "NULL_ROW",
     "SAMPLERS",
     "SPARE",
     "TRANSLATORS",
     "Attached",
     "Base",
+    "Guides",
     "Model",
     "ModelCard",
     "adapter_card",
@@ -68,10 +79,12 @@ __all__ = [
     "condition_table",
     "describe_spare_row",
     "guided",
+    "guided_model",
     "inherited_plates",
     "load_adapted",
     "load_base",
     "load_classifier",
+    "load_guides",
     "load_models",
     "model_directory",
     "publish_adapter",

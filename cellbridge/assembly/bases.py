@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cellbridge.adapters import lora
 from cellbridge.assembly.cards import CARD, ModelCard, model_directory, read_card
 from cellbridge.conditions import Condition
-from cellbridge.config import ScheduleConfig
+from cellbridge.config import NoiseConfig, ScheduleConfig
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
 from cellbridge.diffusion.schedule import Schedule, beta_range, make_schedule
 from cellbridge.errors import ModelError
@@ -63,7 +63,7 @@ class Base:
         )
 
 
-def build_schedule(config: ScheduleConfig) -> Schedule:
+def build_schedule(config: NoiseConfig) -> Schedule:
     """Build the noise schedule, on the CPU."""
     return make_schedule(
         config.kind,

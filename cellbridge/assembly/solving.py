@@ -1,15 +1,21 @@
-"""Solver settings → samplers, inversions and guided denoisers."""
+"""Solver settings → samplers, inversions and guided denoisers, by the model itself, a weaker self or a classifier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cellbridge.assembly.bases import Base, Model
 from cellbridge.assembly.cards import CONTROL_ROW, NULL_ROW, SPARE, ModelCard
+from cellbridge.assembly.classifiers import Guide, load_guide
+from cellbridge.assembly.weaker import Weaker, load_weaker
 from cellbridge.config import SolverConfig
 from cellbridge.diffusion.ancestral import Ddim, Ddpm
+from cellbridge.diffusion.classifier_guidance import LEAST_SIGNAL, ClassifierGuidance
 from cellbridge.diffusion.denoiser import Denoiser
 from cellbridge.diffusion.guidance import (
+    Autoguidance,
     ClassifierFreeGuidance,
     DistanceGuidance,
     GuidanceInterval,
@@ -42,13 +48,78 @@ def build_inversion(solver: SolverConfig) -> Inversion:
     return Inversion(solver.steps, order, solver.grid, solver.fixed_point, solver.start_noise)
 
 
-def guided(denoiser: Denoiser, solver: SolverConfig, card: ModelCard) -> Denoiser:
+@dataclass(frozen=True)
+class Guides:
+    """What guides a sampling beside the model itself, opened and held against the base."""
+
+    weaker: Weaker | None = None
+    classifier: Guide | None = None
+
+    @property
+    def plates(self) -> dict[str, list[str]]:
+        """The plates that each has seen."""
+        seen = {} if self.weaker is None else {"weaker": list(self.weaker.card.plates)}
+        return seen if self.classifier is None else seen | {"classifier": list(self.classifier.plates)}
+
+    def require(self, conditions: Iterable[str]) -> None:
+        """Raise ConditionError where a guide does not know one of the conditions."""
+        for condition in conditions:
+            for guide in (self.weaker, self.classifier):
+                if guide is not None:
+                    guide.of(condition)
+
+
+NO_GUIDES = Guides()
+
+
+def load_guides(solver: SolverConfig, base: Base) -> Guides:
+    """Open the weaker self and the classifier that the settings name.
+
+    Raises
+    ------
+    CheckpointError, ModelError : as `load_weaker` and `load_guide`.
+    """
+    return Guides(
+        weaker=None if solver.weaker is None else load_weaker(solver.weaker, base),
+        classifier=None if solver.classifier is None else load_guide(solver.classifier, base),
+    )
+
+
+def guided_model(model: Model, solver: SolverConfig, guides: Guides = NO_GUIDES) -> Denoiser:
+    """Return a condition's denoiser for sampling, as `guided`.
+
+    Raises
+    ------
+    ConditionError : a guide does not know the condition.
+    """
+    return guided(model.denoiser, solver, model.card, guides=guides, condition=model.card.conditions[model.row])
+
+
+def guided(
+    denoiser: Denoiser,
+    solver: SolverConfig,
+    card: ModelCard,
+    *,
+    guides: Guides = NO_GUIDES,
+    condition: str | None = None,
+) -> Denoiser:
     """Wrap a denoiser for sampling: in guidance where the scale asks for it, and in a threshold around all of it.
 
     From the unconditional row it sharpens a condition against all that was trained together; from the control's row it goes further
-    along the condition's own effect, which an adapter that was trained briefly falls short of.
+    along the condition's own effect, which an adapter that was trained briefly falls short of; from a weaker self it leaves out what
+    training improved on. A classifier pushes besides.
+
+    Parameters
+    ----------
+    guides, condition : what guides from outside, and towards which condition; without guides the labels say the condition.
     """
-    result = _guidance(denoiser, solver, card)
+    result = _guidance(denoiser, solver, card, guides=guides, condition=condition)
+    if guides.classifier is not None:
+        assert condition is not None
+        classifier, target = guides.classifier.of(condition)
+        result = ClassifierGuidance(
+            result, classifier, scale=solver.classifier_scale, target=target, least_signal=LEAST_SIGNAL
+        )
     if solver.guidance_interval is not None:
         low, high = solver.guidance_interval
         result = GuidanceInterval(result, denoiser, low=low, high=high)
@@ -59,9 +130,15 @@ def guided(denoiser: Denoiser, solver: SolverConfig, card: ModelCard) -> Denoise
     return result
 
 
-def _guidance(denoiser: Denoiser, solver: SolverConfig, card: ModelCard) -> Denoiser:
+def _guidance(
+    denoiser: Denoiser, solver: SolverConfig, card: ModelCard, *, guides: Guides, condition: str | None
+) -> Denoiser:
     if solver.guidance_scale == 1.0:
         return denoiser
+    if guides.weaker is not None:
+        assert condition is not None
+        weaker, row = guides.weaker.of(condition)
+        return Autoguidance(denoiser, weaker, solver.guidance_scale, weaker_label=row)
     if solver.guidance_by_distance:
         return DistanceGuidance(denoiser, _scales_of_rows(denoiser, solver.guidance_scale, card), CONTROL_ROW)
     row = CONTROL_ROW if solver.guidance_from == "control" else NULL_ROW

@@ -1,10 +1,10 @@
 """Models of conditions → a translator."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from cellbridge.assembly.bases import Model
-from cellbridge.assembly.solving import build_inversion, build_sampler, guided
+from cellbridge.assembly.solving import NO_GUIDES, Guides, build_inversion, build_sampler, guided_model
 from cellbridge.conditions import Condition
 from cellbridge.config import SolverConfig
 from cellbridge.errors import ConditionError, did_you_mean
@@ -21,12 +21,14 @@ def build_translator(
     source: Condition,
     solver: SolverConfig,
     x_T: Literal["inverted", "fresh"],
+    targets: Collection[Condition] | None = None,
+    guides: Guides = NO_GUIDES,
 ) -> Translator:
-    """Build a translator from the source's model to every condition that has one.
+    """Build a translator from the source's model to every condition that has one, or to the targets alone.
 
     Raises
     ------
-    ConditionError : nothing models the source.
+    ConditionError : nothing models the source, or a guide does not know a target.
     """
     if source not in models:
         raise ConditionError(
@@ -36,7 +38,11 @@ def build_translator(
     return TRANSLATORS[method](
         models[source].denoiser,
         models[source].row,
-        {condition: (guided(model.denoiser, solver, model.card), model.row) for condition, model in models.items()},
+        {
+            condition: (guided_model(model, solver, guides), model.row)
+            for condition, model in models.items()
+            if targets is None or condition in targets
+        },
         inversion=build_inversion(solver),
         sampler=build_sampler(solver),
         x_T=x_T,

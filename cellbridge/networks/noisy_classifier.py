@@ -65,3 +65,12 @@ def build_noisy_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return NoisyClassifier(channels=channels, conditions=conditions, steps=steps, widths=widths)
+
+
+@torch.no_grad()
+def noisy_logits_of(classifier: NoisyClassifier, x_t: Images, t: float) -> Tensor:
+    """Return the logits of images at one time, in float32 on the CPU; the classifier is put in evaluation mode."""
+    device = next(classifier.parameters()).device
+    times = torch.full((len(x_t),), t, device=device)
+    logits: Tensor = classifier.eval()(x_t.to(device), times)
+    return logits.float().cpu()

@@ -153,7 +153,7 @@ def _picture(out: Path) -> Path:
 
 
 def _check_out(config: Config, reference: Path, out: Path) -> None:
-    require_apart(out, (reference, config.base, *config.adapters))
+    require_apart(out, (reference, config.base, *config.adapters, *config.solver.guides.values()))
     require_directory(out.parent)
     if not config.overwrite:
         for path in (out, _picture(out)):
@@ -241,9 +241,12 @@ class _Models:
         self.base, self.recipes, self._solver = base, recipes, config.solver
         self._attached = assembly.attach_adapters(base, config.adapters)
         self._sampler = assembly.build_sampler(config.solver)
+        self._guides = assembly.load_guides(config.solver, base)
         self._current: tuple[Condition, Model, Denoiser] | None = None
         cards = {c: assembly.card_of(self._attached, c, shares=shares) for c, shares in recipes.items()}
-        self.plates = {"base": base.card.plates, **{c.name: card.plates for c, card in cards.items()}}
+        self._guides.require(condition.name for condition in recipes)
+        own = {"base": base.card.plates, **{c.name: card.plates for c, card in cards.items()}}
+        self.plates = own | self._guides.plates
         self.names = {c: _model_name(cards[c].kind, shares) for c, shares in recipes.items()}
 
     def of(self, condition: Condition) -> "tuple[Model, Denoiser]":
@@ -252,7 +255,7 @@ class _Models:
 
         if self._current is None or self._current[0] != condition:
             model = assembly.switch(self._attached, condition, shares=self.recipes[condition])
-            self._current = (condition, model, assembly.guided(model.denoiser, self._solver, model.card))
+            self._current = (condition, model, assembly.guided_model(model, self._solver, self._guides))
         return self._current[1:]
 
     def sample(self, condition: Condition, noise: "torch.Tensor", seeds: "torch.Tensor") -> "torch.Tensor":
@@ -344,6 +347,7 @@ def _write(
                 "store": fingerprint(reference),
                 "base": models.base.sha256,
                 "adapters": [fingerprint(path) for path in config.adapters],
+                **{name: fingerprint(path) for name, path in config.solver.guides.items()},
             },
             "trained_on": models.plates,
             "generated": {"per_condition": config.n, "plate": plate, "share_clipped": kept.share_clipped},

@@ -85,8 +85,16 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     base = assembly.load_base(config.base, device=device)
     assembly.check_fit(base.card, info)
     models = assembly.load_models(base, config.adapters, asked=wanted)
-    translator = assembly.build_translator(config.method, models, source=source, solver=config.solver, x_T=config.x_T)
-    targets = _choose(wanted, tuple(models), source=source)
+    targets, guides = _choose(wanted, tuple(models), source=source), assembly.load_guides(config.solver, base)
+    translator = assembly.build_translator(
+        config.method,
+        models,
+        source=source,
+        solver=config.solver,
+        x_T=config.x_T,
+        targets=targets,
+        guides=guides,
+    )
     store = open_store(config.store)
     rows = _rows(config, store, source)
     results = _translated(config, store, translator, targets, rows, device=device)
@@ -103,8 +111,9 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
             "store": fingerprint(config.store),
             "base": base.sha256,
             "adapters": [fingerprint(a) for a in config.adapters],
+            **{name: fingerprint(path) for name, path in config.solver.guides.items()},
         },
-        "trained_on": _trained_on(base.card, models, source=source, targets=targets),
+        "trained_on": _trained_on(base.card, models, source=source, targets=targets) | guides.plates,
     }
     with _regrouped(results, store, targets=len(targets), out=out) as images:
         attributes["share_clipped"] = images.share_clipped
@@ -118,7 +127,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
 
 
 def _check_out(config: Config, out: Path) -> None:
-    require_apart(out, (config.store, config.base, *config.adapters))
+    require_apart(out, (config.store, config.base, *config.adapters, *config.solver.guides.values()))
     require_directory(out.parent)
     if not is_taken(out):
         return
