@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 from cellbridge.plots.canvas import SERIES
 from cellbridge.plots.composite import contrast_limits
+from cellbridge.plots.differences import difference_maps
 from cellbridge.plots.latents import quantiles, spectrum
 from cellbridge.plots.montage import montage, stains, triptychs
 
 Floats = NDArray[np.floating]
+
+_NEAREST = "nearest"
+"""A row whose name begins so shows other cells than the source's: it has no difference to it."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,12 @@ def cell_panels(
     titles: Sequence[str],
     pixel_um: float | None,
 ) -> dict[str, Panel]:
-    """Draw the same cells side by side, one of them stain by stain, and a montage of every row of the table.
+    """Draw the same cells side by side, what was changed in them, one of them stain by stain, and a montage of every row of the table.
 
     Parameters
     ----------
-    paired : name → (n, channel, height, width), the same cells in each; the first entry is the source.
+    paired : name → (n, channel, height, width), the same cells in each; the first entry is the source. A name that starts with
+        "nearest" shows the real cells nearest to an output, so that its differences to the source mean nothing and are not drawn.
     unpaired : name → what only the montage shows; a name that starts with "real" takes part in the contrast.
     titles : names of the first cells of `paired`: as many are shown side by side.
     """
@@ -45,8 +50,9 @@ def cell_panels(
     limits = contrast_limits(np.concatenate(real))
     few = {name: images[: len(titles)] for name, images in paired.items()}
     many = {**paired, **unpaired}
+    changed = {name: images for name, images in list(few.items())[1:] if not name.startswith(_NEAREST)}
     every = f"Contrast is one for all pictures, from real cells. Under each: minimum / mean / maximum in [-1, 1]. Stains: {', '.join(channels)}."
-    return {
+    panels = {
         "cells": Panel(triptychs(few, channels, limits, titles=titles, pixel_um=pixel_um), "The same cells", every),
         "stains": Panel(
             stains({name: images[0] for name, images in few.items()}, channels, limits, pixel_um=pixel_um),
@@ -59,6 +65,15 @@ def cell_panels(
             "Cells lie evenly over the table, none is picked by eye. Beside each row: minimum / mean / maximum of the cells shown.",
         ),
     }
+    if changed:
+        drawn = difference_maps(source[: len(titles)], changed, channels, titles=titles, pixel_um=pixel_um)
+        panels["differences"] = Panel(
+            drawn,
+            "What was changed",
+            "Row − source, stain by stain, on one scale for all: red is brighter than the source cell, blue darker, white unchanged. "
+            "Beside each row: the mean of its absolute difference.",
+        )
+    return panels
 
 
 def noise_panels(

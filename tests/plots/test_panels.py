@@ -56,7 +56,7 @@ def test_figures_leave_pyplot_alone():
         {"source": CELLS, "translated": CELLS}, {"real": CELLS}, CHANNELS, titles=["a", "b"], pixel_um=None
     )
     panels |= noise_panels({"ddib": CELLS}, {"ddib": radial_spectrum(CELLS)})
-    assert set(panels) == {"cells", "stains", "montage", "spectrum", "quantiles"}
+    assert set(panels) == {"cells", "stains", "montage", "differences", "spectrum", "quantiles"}
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
 
