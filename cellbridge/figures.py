@@ -10,24 +10,22 @@ from cellbridge.conditions import Condition
 from cellbridge.data.balance import draw_evenly
 from cellbridge.data.comparison import Comparison
 from cellbridge.data.store import Store
-from cellbridge.metrics.features import Extractor, extract
+from cellbridge.metrics.gaussianity import radial_spectrum
 from cellbridge.metrics.scorecard import Arm
 from cellbridge.plots.composite import contrast_limits
 from cellbridge.plots.montage import montage
-from cellbridge.plots.panels import Panel, cell_panels
+from cellbridge.plots.panels import Panel, cell_panels, noise_panels
 
 _SHOWN, _MONTAGE = 6, 12
 """Cells in the pictures of the same cells, and in a row of the montage."""
 
 
-def cell_pictures(
-    reference: Store, comparison: Comparison, arms: Sequence[Arm], *, extractor: Extractor
-) -> dict[str, Panel]:
+def cell_pictures(reference: Store, comparison: Comparison, arms: Sequence[Arm], *, extractor: str) -> dict[str, Panel]:
     """Draw the same cells in every arm, and cells of the null rows and of the real target.
 
     Parameters
     ----------
-    extractor : finds the real cell nearest to an output, where no counterfactual is known.
+    extractor : whose features find the real cell nearest to an output, where no counterfactual is known.
     """
     by_key = {arm.key: arm for arm in arms}
     models = [arm for arm in arms if arm.kind == "model"]
@@ -41,11 +39,18 @@ def cell_pictures(
         real = by_key["real"].images
         unpaired[f"real {comparison.target}"] = real[_spread(len(real), _MONTAGE)].numpy()
     if "real" in by_key and "counterfactual" not in by_key:
-        made, seen = (extract(extractor, part) for part in (models[0].images[shown], real))
+        made, seen = models[0].features[extractor][torch.from_numpy(shown)], by_key["real"].features[extractor]
         to = "" if len(models) == 1 else " to the first"
         paired[f"nearest real {comparison.target}{to}"] = real[torch.cdist(made, seen).argmin(dim=1)].numpy()
     titles = [str(cell) for cell in reference.obs.index[comparison.sources[shown[:_SHOWN]]]]
     return cell_panels(paired, unpaired, reference.info.channels, titles=titles, pixel_um=reference.info.pixel_um)
+
+
+def noise_pictures(translated: Store, comparison: Comparison) -> dict[str, Panel]:
+    """Draw the spectrum and the quantiles of x_T of every model; nothing where there are fewer than two cells, or no x_T."""
+    noises = {model: translated.x_T(rows) for model, rows in comparison.outputs.items()}
+    kept = {model: x_T for model, x_T in noises.items() if x_T is not None and len(x_T) > 1}
+    return noise_panels(kept, {model: radial_spectrum(x_T) for model, x_T in kept.items()})
 
 
 def _spread(n: int, wanted: int) -> np.ndarray:

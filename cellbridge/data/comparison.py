@@ -1,4 +1,7 @@
-"""Which cells are compared: translated outputs with their sources, real target cells and counterfactuals, in disjoint draws."""
+"""Which cells are compared: translated outputs with their sources, real target cells and counterfactuals, in disjoint draws.
+
+Cells are drawn from their order by name, so that stores whose rows lie in another order give the same draws.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +31,7 @@ class Comparison:
     sources : rows of the reference store, (n,).
     outputs : model → rows of the translated store, (n,).
     shuffled : model → rows of the same cells under other targets, drawn at random, (n,); None where there is no other target.
+    unchanged : model → rows of the same cells translated to the condition they are under, (n,); None where that was not a target.
     real : rows of real target cells, for target hits.
     scored : positions in `sources` that distances are computed on, (m,); empty where there are too few real cells.
     reference, floor : three disjoint draws of real target cells, (m,) each.
@@ -43,6 +47,7 @@ class Comparison:
     sources: Rows
     outputs: Mapping[str, Rows]
     shuffled: Mapping[str, Rows | None]
+    unchanged: Mapping[str, Rows | None]
     real: Rows
     scored: Rows
     reference: Rows
@@ -61,7 +66,8 @@ def compare(
 ) -> list[Comparison]:
     """Choose the cells of every target, the same source cells for all targets where they share enough.
 
-    Where the truth knows the target, only cells with a counterfactual are scored: real target cells are survivors, too.
+    Where the truth knows the target, only cells with a counterfactual are scored: real target cells are survivors, too. Cells that
+    were translated to the condition they are under make no target of their own; they stand beside every other target.
 
     Parameters
     ----------
@@ -73,8 +79,8 @@ def compare(
 
     Raises
     ------
-    StoreError : the translated store does not say what its cells were made from, or not from cells of `reference` in `split`; the
-        truth does not say what its cells are.
+    StoreError : the translated store does not say what its cells were made from, or not from cells of `reference` in `split`; it holds
+        no target but the condition of its sources; the truth does not say what its cells are.
     """
     if truth is not None:
         _require(
@@ -83,7 +89,12 @@ def compare(
             "so it holds no counterfactuals. Give the store that `cellbridge prepare` cut with crops_from.",
         )
     paired = _pairs(translated, reference, split=split)
-    by_target = {target: _shared_sources(part) for target, part in paired.groupby("target", sort=True)}
+    moved = paired[(paired["target"] != reference.condition_names[paired["source"]])]
+    if moved.empty:
+        raise StoreError(
+            f"{translated.info.path}: every cell was translated to the condition it is under. Translate to another one, too."
+        )
+    by_target = {target: _shared_sources(part) for target, part in moved.groupby("target", sort=True)}
     common = sorted(set.intersection(*map(set, by_target.values())))
     fewest = min(len(sources) for sources in by_target.values())
     comparisons = []
@@ -93,12 +104,16 @@ def compare(
         missing = np.setdiff1d(pool, known) if len(known) else pool[:0]
         lost = _removed(truth, reference, missing)
         pool = known if len(known) else pool
-        chosen = _draw(
-            pool, n, np.random.default_rng([seed, 0])
-        )  # the same cells whatever the target, where all are known
+        # The same cells whatever the target, where all are known.
+        chosen = _draw(by_name(reference, pool), n, np.random.default_rng([seed, 0]))
         comparison = _compare(str(target), chosen, paired, reference, truth, split=split, seed=seed)
         comparisons.append(replace(comparison, lost=lost, unmatched=len(missing) - lost))
     return comparisons
+
+
+def by_name(store: Store, rows: Rows) -> Rows:
+    """Return rows in the order of their cells' names, which does not depend on how the store lies."""
+    return rows[np.argsort(store.obs.index.to_numpy()[rows].astype(str), kind="stable")]
 
 
 def held_out(
@@ -130,7 +145,7 @@ def held_out(
         fewest = min(_FEWEST_HELD_OUT, everything)  # the words may not speak of translated cells where there are none
         rows, words[condition] = next(option for option in options if len(option[0]) >= fewest)
         chosen.append(rows)
-    return np.sort(np.concatenate(chosen)).astype(np.int64), words
+    return by_name(reference, np.concatenate(chosen).astype(np.int64)), words
 
 
 def _require(store: Store, columns: Sequence[str], consequence: str) -> None:
@@ -202,48 +217,60 @@ def _compare(
     in_split = (reference.obs["Metadata_Split"] == split).to_numpy()
     training = (reference.obs["Metadata_Split"] == "train").to_numpy() & (split != "train")
     rng = np.random.default_rng([seed, 1])
-    real = np.setdiff1d(np.flatnonzero(in_split & (names == target)), sources)
-    controls = np.flatnonzero(in_split & (names == found[0]))
+    real = by_name(reference, np.setdiff1d(np.flatnonzero(in_split & (names == target)), sources))
+    controls = by_name(reference, np.flatnonzero(in_split & (names == found[0])))
     size = min(len(sources), len(real) // 3, len(controls) // 2)
     size = size if size >= 4 else 0
     scored = np.sort(rng.choice(len(sources), size, replace=False))
-    others = np.setdiff1d(controls, sources)
-    others = others if len(others) >= size else np.setdiff1d(controls, sources[scored])
+    others = controls[~np.isin(controls, sources)]
+    others = others if len(others) >= size else controls[~np.isin(controls, sources[scored])]
     thirds = rng.permutation(real)
-    outputs, shuffled = _outputs(target, sources, paired, rng)
+    outputs = _outputs(target, sources, paired)
     return Comparison(
         target=target,
         source=found[0],
         sources=sources,
         outputs=outputs,
-        shuffled=shuffled,
+        shuffled={model: _shuffled(target, found[0], sources, paired, model, rng) for model in outputs},
+        unchanged={model: _rows_of(found[0], sources, paired, model) for model in outputs},
         real=_draw(real, len(sources), rng),
         scored=scored,
-        reference=np.sort(thirds[:size]),
-        floor=(np.sort(thirds[size : 2 * size]), np.sort(thirds[2 * size : 3 * size])),
+        reference=thirds[:size],
+        floor=(thirds[size : 2 * size], thirds[2 * size : 3 * size]),
         ceiling=_draw(others, size, rng),
         counterfactual=_truth_rows(truth, reference, sources, target, "counterfactual"),
         responding=_truth_rows(truth, reference, sources, target, "responding"),
         lost=0,
         unmatched=0,
-        train_source=np.flatnonzero(training & (names == found[0])),
-        train_target=np.flatnonzero(training & (names == target)),
+        train_source=by_name(reference, np.flatnonzero(training & (names == found[0]))),
+        train_target=by_name(reference, np.flatnonzero(training & (names == target))),
     )
 
 
-def _outputs(
-    target: str, sources: Rows, paired: pd.DataFrame, rng: np.random.Generator
-) -> tuple[dict[str, Rows], dict[str, Rows | None]]:
-    outputs: dict[str, Rows] = {}
-    shuffled: dict[str, Rows | None] = {}
-    for model, part in paired[paired["target"] == target].groupby("model", sort=True):
-        name = str(model)
-        outputs[name] = part.set_index("source")["row"].reindex(sources).to_numpy(dtype=np.int64)
-        others = paired[(paired["model"] == model) & (paired["target"] != target) & paired["source"].isin(sources)]
-        order = others.iloc[rng.permutation(len(others))].drop_duplicates("source").set_index("source")["row"]
-        whole = len(order) == len(sources)
-        shuffled[name] = order.reindex(sources).to_numpy(dtype=np.int64) if whole else None
-    return outputs, shuffled
+def _outputs(target: str, sources: Rows, paired: pd.DataFrame) -> dict[str, Rows]:
+    """Return each model's rows of the sources under the target, which every one of them has."""
+    models = sorted(map(str, paired.loc[paired["target"] == target, "model"].unique()))
+    found = {model: _rows_of(target, sources, paired, model) for model in models}
+    return {model: rows for model, rows in found.items() if rows is not None}
+
+
+def _rows_of(target: str, sources: Rows, paired: pd.DataFrame, model: str) -> Rows | None:
+    """Return a model's rows of the sources under a target; None where one of them was not translated to it."""
+    part = paired[(paired["model"] == model) & (paired["target"] == target)]
+    rows = part.set_index("source")["row"].reindex(sources)
+    return None if rows.isna().any() else rows.to_numpy(dtype=np.int64)
+
+
+def _shuffled(
+    target: str, source: str, sources: Rows, paired: pd.DataFrame, model: str, rng: np.random.Generator
+) -> Rows | None:
+    """Draw for each source one of the model's outputs for another target; None where one of them has none."""
+    names = sorted(set(paired["target"]) - {target, source})
+    rows = [_rows_of(name, sources, paired, model) for name in names]
+    whole = [found for found in rows if found is not None]
+    if not whole:
+        return None
+    return np.stack(whole)[rng.integers(len(whole), size=len(sources)), np.arange(len(sources))]
 
 
 def _truth_rows(truth: Store | None, reference: Store, sources: Rows, target: str, origin: str) -> Rows:
@@ -257,6 +284,7 @@ def _truth_rows(truth: Store | None, reference: Store, sources: Rows, target: st
 
 
 def _draw(rows: Rows, n: int | None, rng: np.random.Generator) -> Rows:
+    """Draw n rows, in the order in which they were given."""
     if n is None or n >= len(rows):
-        return np.sort(rows)
-    return np.sort(rng.choice(rows, n, replace=False))
+        return rows
+    return rows[np.sort(rng.choice(len(rows), n, replace=False))]

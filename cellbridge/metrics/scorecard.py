@@ -1,19 +1,19 @@
 """The table of one target: every arm (model, null row, bound) scored in every column, at one n.
 
-An arm is a set of images that are said to show the target. Arms over the same source cells are compared cell by cell; real cells of the
-target are other cells, and have no error per cell.
+An arm is a set of images that are said to show the target, with what extractors and classifier see in them. Arms over the same source
+cells are compared cell by cell; real cells of the target are other cells, and have no error per cell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cellbridge.metrics import classification, content
-from cellbridge.metrics.features import Extractor, extract
 from cellbridge.metrics.fid import Distances, distances, gap_closed
 from cellbridge.metrics.intervals import Blocks, Estimate, bootstrap, ratio, share
 
@@ -27,16 +27,22 @@ class Arm:
 
     Parameters
     ----------
-    images : (n, channel, height, width); row i belongs to source cell i, unless the arm is of kind "real".
-    blocks : the cells that are resampled together.
     key : a short name for programs, such as "copy" or "model:ddib".
+    images : (n, channel, height, width).
+    features : of the images, by extractor: (n, feature) each.
+    logits : of the classifier, (n, condition).
+    blocks : the cells that are resampled together.
+    paired : whether row i belongs to source cell i.
     """
 
     key: str
     name: str
     kind: Kind
     images: Tensor
+    features: Mapping[str, Tensor]
+    logits: NDArray[np.floating]
     blocks: Blocks
+    paired: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,29 +75,36 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Features of some cells, by extractor, and which of the cells are resampled together."""
+
+    features: Mapping[str, Tensor]
+    blocks: Blocks
+
+
+@dataclass(frozen=True)
 class Draws:
     """The real cells that distances are measured against, in disjoint draws of one size.
 
     Parameters
     ----------
     rows : which cells of an arm are scored: as many as each draw has.
-    reference : (images, blocks) of the real target, that arms are scored against.
+    reference : of the real target, that arms are scored against.
     floor : two further draws of the real target.
     ceiling : real control cells that are not among the scored sources; measured against the second draw of the floor.
     """
 
     rows: NDArray[np.int64]
-    reference: tuple[Tensor, Blocks]
-    floor: tuple[tuple[Tensor, Blocks], tuple[Tensor, Blocks]]
-    ceiling: tuple[Tensor, Blocks]
+    reference: Sample
+    floor: tuple[Sample, Sample]
+    ceiling: Sample
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What scores images: the extractors (the first gives the table's columns), and a classifier of conditions."""
+    """How arms are scored: in which extractors' features (the first gives the table's columns), and as which condition of the classifier."""
 
-    extractors: Sequence[Extractor]
-    logits: Callable[[Tensor], NDArray[np.floating]]
+    extractors: Sequence[str]
     target: int | None
     """Row of the target among the classifier's conditions; None where the classifier does not know it."""
     control: int
@@ -111,9 +124,8 @@ def score_target(arms: Sequence[Arm], draws: Draws | None, *, truth: Truth | Non
     rows : one plain dictionary per arm, in order; what cannot be computed is `{"not_computed": why}`.
     distances : floor and ceiling, per extractor.
     """
-    bounds = [] if draws is None else [_bounds(draws, extractor) for extractor in judge.extractors]
-    logits = {arm.key: judge.logits(arm.images) for arm in arms}
-    hits = _hit_columns(arms, logits, judge)
+    bounds = [] if draws is None else [_bounds(draws, name) for name in judge.extractors]
+    hits = _hit_columns(arms, judge)
     errors = _error_columns(arms, truth, judge) if truth is not None else {}
     rows = []
     for arm in arms:
@@ -123,12 +135,13 @@ def score_target(arms: Sequence[Arm], draws: Draws | None, *, truth: Truth | Non
         for index, (extractor, bound) in enumerate(zip(judge.extractors, bounds, strict=False)):
             assert draws is not None
             columns = _distance_columns(arm, draws, extractor, bound)
-            row |= columns if index == 0 else {"others": {**row.get("others", {}), extractor.name: columns}}
+            row |= columns if index == 0 else {"others": {**row.get("others", {}), extractor: columns}}
         rows.append(row | hits[arm.key] | errors.get(arm.key, {}))
-    names = [extractor.name for extractor in judge.extractors]
-    return {"rows": rows, "distances": {name: bound.to_dict() for name, bound in zip(names, bounds, strict=False)}}
+    found = {name: bound.to_dict() for name, bound in zip(judge.extractors, bounds, strict=False)}
+    return {"rows": rows, "distances": found}
 
 
+_FEWER = {"not_computed": "fewer cells than the other rows; distances are compared at one n only"}
 _TOO_FEW = {"not_computed": "too few real cells for three disjoint draws of the target and one of the control"}
 
 
@@ -147,22 +160,25 @@ class _Bounds:
         }
 
 
-def _bounds(draws: Draws, extractor: Extractor) -> _Bounds:
-    first, second = (extract(extractor, images) for images, _ in draws.floor)
-    control = extract(extractor, draws.ceiling[0])
+def _bounds(draws: Draws, extractor: str) -> _Bounds:
+    (first, second), control = draws.floor, draws.ceiling
+    seen = [sample.features[extractor] for sample in (first, second, control)]
     return _Bounds(
-        extract(extractor, draws.reference[0]),
-        distances(first, second, blocks=(draws.floor[0][1], draws.floor[1][1])),
-        distances(control, second, blocks=(draws.ceiling[1], draws.floor[1][1])),
+        draws.reference.features[extractor],
+        distances(seen[0], seen[1], blocks=(first.blocks, second.blocks)),
+        distances(seen[2], seen[1], blocks=(control.blocks, second.blocks)),
     )
 
 
-def _distance_columns(arm: Arm, draws: Draws, extractor: Extractor, bounds: _Bounds) -> dict[str, Any]:
+def _distance_columns(arm: Arm, draws: Draws, extractor: str, bounds: _Bounds) -> dict[str, Any]:
     if arm.kind == "real":
         found, closed = bounds.floor, "1 by definition: this row is the floor"
+    elif not arm.paired and len(arm.images) < len(draws.rows):
+        return dict.fromkeys(("frechet", "kernel", "gap_closed", "gap_closed_kernel"), _FEWER)
     else:
-        features = extract(extractor, arm.images[draws.rows])
-        found = distances(features, bounds.reference, blocks=(arm.blocks.take(draws.rows), draws.reference[1]))
+        rows = draws.rows if arm.paired else np.arange(len(draws.rows))
+        features = arm.features[extractor][torch.as_tensor(rows)]
+        found = distances(features, bounds.reference, blocks=(arm.blocks.take(rows), draws.reference.blocks))
         closed = "the ceiling (control against target) does not lie above the floor (target against target)"
     columns: dict[str, Any] = {
         "n_distance": len(draws.rows),
@@ -176,44 +192,42 @@ def _distance_columns(arm: Arm, draws: Draws, extractor: Extractor, bounds: _Bou
     return columns
 
 
-def _hit_columns(
-    arms: Sequence[Arm], logits: dict[str, NDArray[np.floating]], judge: Judge
-) -> dict[str, dict[str, Any]]:
+def _hit_columns(arms: Sequence[Arm], judge: Judge) -> dict[str, dict[str, Any]]:
     target = judge.target
     if target is None:
         reason = {"not_computed": "the classifier was not trained on this condition"}
         return {arm.key: {"target_hit": reason, "hit_relative": reason} for arm in arms}
     settings = {"resamples": judge.resamples, "seed": judge.seed}
-    hits = {key: classification.target_hits(values, target) for key, values in logits.items()}
+    hits = {arm.key: classification.target_hits(arm.logits, target) for arm in arms}
+    odds = {arm.key: classification.log_odds(arm.logits, target, judge.control) for arm in arms}
     real = next((arm for arm in arms if arm.kind == "real"), None)
-    columns = {}
+    columns: dict[str, dict[str, Any]] = {}
     for arm in arms:
         estimate = share(hits[arm.key], arm.blocks, **settings)
-        odds = classification.log_odds(logits[arm.key], target, judge.control)
-        columns[arm.key] = {"target_hit": estimate.to_dict(), "log_odds": float(odds.mean())}
+        columns[arm.key] = {"target_hit": estimate.to_dict(), "log_odds": float(odds[arm.key].mean())}
         if real is not None:
             pair = (arm.blocks, real.blocks)
             relative = ratio(hits[arm.key].astype(float), hits[real.key].astype(float), pair, **settings)
             columns[arm.key]["hit_relative"] = _or_reason(relative, "no real cell of the target is recognised")
-        if arm.kind != "real":
-            columns[arm.key]["hit_against"] = {
-                other.key: _more_often(hits[arm.key], hits[other.key], arm.blocks, judge).to_dict()
-                for other in arms
-                if other.kind != "real" and other.key != arm.key
-            }
+        if arm.paired:
+            others = [other.key for other in arms if other.paired and other.key != arm.key]
+            for name, values in (("hit_against", hits), ("odds_against", odds)):
+                columns[arm.key][name] = {
+                    key: _above(values[arm.key], values[key], arm.blocks, judge).to_dict() for key in others
+                }
     return columns
 
 
-def _more_often(hits: NDArray[np.bool_], others: NDArray[np.bool_], blocks: Blocks, judge: Judge) -> Estimate:
-    """Estimate how much more often the target is seen than in another arm's outputs of the same cells."""
-    difference = hits.astype(float) - others
+def _above(values: NDArray[Any], others: NDArray[Any], blocks: Blocks, judge: Judge) -> Estimate:
+    """Estimate how far a value per cell lies above another arm's value of the same cells, on average."""
+    difference = values.astype(float) - others
     return bootstrap(difference, lambda means: means[:, 0], blocks, resamples=judge.resamples, seed=judge.seed)
 
 
 def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str, dict[str, Any]]:
     if not truth.known.any():
         return {arm.key: {"error": {"not_computed": "no scored cell has a mask"}} for arm in arms}
-    paired = [arm for arm in arms if arm.kind != "real"]
+    paired = [arm for arm in arms if arm.paired]
     errors = {arm.key: truth.errors(arm.images.numpy()) for arm in paired}
     responds = truth.responds[truth.known]
     everyone = np.arange(len(responds))

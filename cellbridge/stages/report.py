@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TEMPLATE = "report.html.j2"
-_FORMAT = 2
+_FORMAT = 3
 """Of `evaluate`'s metrics.json."""
 _BARS = (
     ("error", "error per cell", "", 1.0),

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from known_world import HEAD, truth_images, write_classifier, write_study, write_translated
 
-from cellbridge.arms import truth_of
 from cellbridge.data.comparison import compare, held_out
 from cellbridge.data.store import open_store, write_store
 from cellbridge.errors import LeakError, ModelError, NumericalError, RunError, StoreError
+from cellbridge.evaluation.arms import truth_of
 from cellbridge.runs import MANIFEST, RunDir, file_sha256, fingerprint, publish_directory
 from cellbridge.stages.evaluate import Config, run
 from cellbridge.stages.report import Config as ReportConfig
@@ -264,12 +264,12 @@ def test_cells_without_a_mask_and_constant_stains_are_left_out_of_the_error_and_
     masks[of_test[:2]] = 0
     store = _rewritten(tmp_path / "maskless.zarr", reference, rows, masks=masks)
     comparison = _first_comparison(study, store)
-    truth, notes = truth_of({"reference": open_store(store), "truth": open_store(study["truth"])}, comparison)
+    truth, notes = truth_of(open_store(store), open_store(study["truth"]), comparison)
     assert truth.known.sum() == len(comparison.sources) - 2
     assert notes == [f"error per cell: 2 of {len(comparison.sources)} cells have no mask and are left out of it."]
     counts[of_test, 2] = 300
     store = _rewritten(tmp_path / "dark.zarr", reference, rows, counts=counts)
-    truth, notes = truth_of({"reference": open_store(store), "truth": open_store(study["truth"])}, comparison)
+    truth, notes = truth_of(open_store(store), open_store(study["truth"]), comparison)
     assert truth is None
     assert notes[0].startswith("error per cell: not computed: Mito is constant")
 
@@ -312,7 +312,7 @@ def test_an_interrupted_evaluation_leaves_nothing_of_an_older_one_beside_its_con
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("cellbridge.arms.arms_of", stopped)
+        patched.setattr("cellbridge.evaluation.target.arms_of", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(one_target.model_copy(update={"seed": 5}), out=out)
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == [
