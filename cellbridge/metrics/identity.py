@@ -170,8 +170,7 @@ def transport_cost(
     x, y = (part[rows].reshape(len(rows), -1).astype(np.float64) for part in (sources, outputs))
     cost = np.maximum((x**2).sum(axis=1)[:, None] / 2 + (y**2).sum(axis=1)[None] / 2 - x @ y.T, 0.0)
     taken = linear_sum_assignment(cost)[1]
-    paired = ((x - y) ** 2).sum(axis=1) / 2
-    table = np.stack([paired, cost[np.arange(len(rows)), taken], cost.mean(axis=1)], axis=1)
+    table = np.stack([np.diag(cost), cost[np.arange(len(rows)), taken], cost.mean(axis=1)], axis=1)
     part, settings = blocks.take(rows), {"resamples": resamples, "seed": seed}
 
     def relative(means: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -181,7 +180,7 @@ def transport_cost(
     columns = [
         bootstrap(table[:, column], lambda means: means[:, 0], part, level=level, **settings) for column in range(3)
     ]
-    alike = not columns[2].value > columns[1].value
+    alike = columns[2].value - columns[1].value <= 1e-9 * columns[2].value
     found = None if alike else bootstrap(table, relative, part, level=level, **settings)
     return Transport(*columns, found)
 
