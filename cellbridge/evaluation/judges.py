@@ -12,7 +12,8 @@ from cellbridge.data.comparison import by_name
 from cellbridge.data.store import Store
 from cellbridge.errors import CellbridgeError
 from cellbridge.evaluation.sight import Judges
-from cellbridge.metrics.features import Extractor, inception, read_foreign_weights, standardised
+from cellbridge.metrics.features import Extractor, standardised
+from cellbridge.metrics.foreign import inception, read_foreign_weights
 from cellbridge.networks.classifier import Classifier, extractor_name, logits_of, weights_sha256
 from cellbridge.runs import RunDir
 from cellbridge.runtime import pick_device
