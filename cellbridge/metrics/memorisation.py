@@ -119,7 +119,7 @@ def memorisation(
     if len(held_out) < 4 or len(training) < 2:
         return None
     blur = matching_blur(held_out, outputs)
-    found, real = nearest_training_cell(outputs, training), nearest_training_cell(blurred(held_out, blur), training)
+    found, real = (nearest_training_cell(part, blurred(training, blur)) for part in (outputs, blurred(held_out, blur)))
     setting = _half(blocks[1], seed=seed)
     threshold = float(real.ratio[setting].min())
     copied, usual = found.ratio < threshold, real.ratio[~setting] < threshold
