@@ -9,11 +9,23 @@ import pytest
 
 from cellbridge.errors import RunError
 from cellbridge.plots.montage import montage
-from cellbridge.stages.report import Config, _curves, _summary, _training_axes, run
+from cellbridge.reporting.evaluation import summary
+from cellbridge.reporting.training import curves, training_axes
+from cellbridge.stages.report import Config, run
 
 
 def _estimate(value, half=0.1):
     return {"value": value, "low": value - half, "high": value + half, "n": 40, "resampled": "wells"}
+
+
+HOSTILE = (
+    "<script>alert(1)</script>@1",
+    '=HYPERLINK("http://x.test","y")',
+    "<img src=x onerror=alert(1)>",
+    'a" onload="x',
+    "{{ 7*7 }}",
+)
+"""Names that a page or a spreadsheet must show and never run."""
 
 
 def _row(key, name, kind, hit):
@@ -31,6 +43,51 @@ def _row(key, name, kind, hit):
         "error": _estimate(0.4),
         "score": _estimate(-0.2),
     }
+
+
+MATRIX = {
+    "key": "cross_condition:ddib",
+    "title": f"Asked against seen {HOSTILE[3]}",
+    "about": "Rows are asked for.",
+    "kind": "matrix",
+    "row_title": "asked",
+    "column_title": "seen as",
+    "row_names": ["DMSO", HOSTILE[1]],
+    "column_names": ["DMSO", HOSTILE[4]],
+    "values": [[_estimate(0.9), {"value": 0.1}], [{"not_computed": "no cells of it"}, _estimate(-0.25)]],
+    "factor": 100,
+    "digits": 0,
+    "unit": "%",
+    "notes": [],
+}
+
+
+def _sections():
+    """One section of each kind, as `evaluate` writes them."""
+    columns = [
+        {"key": "hit", "title": "hits", "factor": 100.0, "digits": 0, "unit": "%"},
+        {"key": "rank", "title": "rank", "digits": 0},
+        {"key": "words", "title": HOSTILE[2]},
+    ]
+    rows = [
+        {
+            "name": "plate P1",
+            "kind": "model",
+            "hit": _estimate(0.7, 0.05),
+            "rank": {"value": 2},
+            "words": {"text": HOSTILE[0]},
+        },
+        {"name": HOSTILE[1], "kind": "null", "hit": {"not_computed": "one well"}},
+    ]
+    table = {"key": "per_plate", "title": "Plate by plate", "about": "Each alone.", "kind": "table", "columns": columns}
+    missing = {"key": "profiles", "title": "Profiles", "not_computed": "copairs is not installed"}
+    noise = {"key": "x_T", "title": "x_T beside its references", "kind": "table", "columns": columns[:1], "rows": rows}
+    return [
+        table | {"rows": rows, "notes": ["P2 has no cell."]},
+        missing,
+        {"key": "odd", "title": "Odd", "kind": "cube"},
+        noise,
+    ]
 
 
 @pytest.fixture
@@ -70,15 +127,32 @@ def evaluation(tmp_path):
                 "text": "It does.",
                 "held_up": True,
                 "in_part": False,
+                "findings": [
+                    {
+                        "key": "channels",
+                        "name": "drops the DNA channel",
+                        "state": "against",
+                        "text": "Its variance is none.",
+                        "evidence": {"variance_ratio": _estimate(0.01, 0.005), "n": 40, "stain": HOSTILE[2]},
+                    },
+                    {"key": "phenotype", "name": "carries the phenotype", "state": "for", "text": "In 70 %."},
+                    {"key": "new", "name": "a kind that is not known yet", "state": "unclear", "text": "?"},
+                ],
             }
         ],
         "noise": {"models": {"ddib": [test]}, "fresh": [test]},
         "nuclei": {"model:ddib": {"source": {"shift_px": 0.5, "iou": 0.8, "n": 40}}},
         "notes": ["denoised copy: not computed: no cells."],
+        "sections": _sections(),
         "figures": [{"file": "figures/x-montage.png", "title": "Cells", "caption": "Some."}],
     }
     metrics = {
-        "format": 2,
+        "format": 3,
+        "level": 0.95,
+        "input_kind": "stores",
+        "cells": "cells.parquet",
+        "not_computed": {"timm:resnet18": "timm is not installed"},
+        "sections": [MATRIX],
         "kind": "evaluation",
         "seed": 0,
         "split": "test",
@@ -103,6 +177,7 @@ def evaluation(tmp_path):
         "versions": {"torch": "2"},
         "inputs": {"translated": "f" * 64},
     }
+    (directory / "cells.parquet").write_bytes(b"PAR1")
     (directory / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     return directory
 
@@ -124,34 +199,108 @@ def test_curves_are_grouped_and_what_is_not_a_loss_stays_out(training):
         | {f"log_loss/t{i}": -float(i) for i in range(10)}
         for step in range(1, 30)
     ]
-    losses, bands, norm = _training_axes(_curves(lines)).figure.axes
+    losses, bands, norm = training_axes(curves(lines)).figure.axes
     assert [text.get_text() for text in losses.get_legend().get_texts()] == ["loss"]
     assert [line.get_ydata()[-1] for line in bands.get_lines()] == [-float(i) for i in range(10)]
     assert bands.get_legend().get_texts()[9].get_text() == "0.9–1.0"
     assert norm.get_lines()[-1].get_ydata()[-1] == pytest.approx(2.0)
-    assert _training_axes(_curves([])) is None
+    assert training_axes(curves([])) is None
 
 
-class _Sources(HTMLParser):
-    def __init__(self):
+class _Page(HTMLParser):
+    """What a browser would make of the page: tags, attributes that load or run something, and the text of each element."""
+
+    def __init__(self, html):
         super().__init__()
-        self.tags, self.sources = [], []
+        self.tags, self.sources, self.links, self.handlers, self.texts = [], [], [], [], []
+        self.ids: list[str] = []
+        self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href", "data", "srcset")]
+        self.sources += [value for name, value in attrs if name in ("src", "data", "srcset")]
+        self.links += [value for name, value in attrs if name == "href"]
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
 
 
-def test_the_page_is_self_contained_and_names_are_escaped(evaluation, training):
+def _page_of(evaluation):
+    return (evaluation / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_self_contained_and_hostile_names_are_shown_and_never_run(evaluation, training):
     run(Config(runs=(evaluation, training)))
-    html = (evaluation / "report.html").read_text(encoding="utf-8")
-    page = _Sources()
-    page.feed(html)
-    assert "script" not in page.tags
-    assert "&lt;script&gt;" in html
+    html = _page_of(evaluation)
+    page = _Page(html)
+    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
+    assert page.handlers == []
     assert len(page.sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert not re.search(r"https?://|url\(|@import", html)
+    assert not re.search(r"url\(|@import", html)
+    text = " ".join(page.texts)
+    for name in HOSTILE:
+        assert name in text
+    assert "49" not in re.findall(r"seen as (\d+)", text)
+
+
+def test_links_lead_to_the_numbers_and_the_cells_and_to_places_in_the_page(evaluation, tmp_path):
+    run(Config(runs=(evaluation,)))
+    page = _Page(_page_of(evaluation))
+    files = {link for link in page.links if not link.startswith("#")}
+    assert files == {"./metrics.json", "./cells.parquet"}
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    moved = _Page(
+        (tmp_path / "x/report.html").read_text(encoding="utf-8")
+        if run(Config(runs=(evaluation,)), out=tmp_path / "x")
+        else ""
+    )
+    assert "../evaluation/cells.parquet" in moved.links
+
+
+def test_findings_stand_in_the_verdict_with_their_evidence(evaluation):
+    run(Config(runs=(evaluation,)))
+    html = _page_of(evaluation)
+    assert html.index("drops the DNA channel") < html.index("<table>")
+    assert "variance ratio 0.01 [0.005, 0.015]; n 40" in html
+    assert html.count('<li class="against">') == html.count('<li class="for">') == html.count('<li class="open">') == 1
+
+
+def test_tables_and_matrices_of_any_section_are_drawn_and_gaps_give_their_reason(evaluation):
+    run(Config(runs=(evaluation,)))
+    html = _page_of(evaluation)
+    for words in ("Plate by plate", "Each alone.", "P2 has no cell.", "65 to 75", "copairs is not installed"):
+        assert words in html
+    assert "hits: not computed in some rows: one well" in html
+    assert "not computed in some rows: no cells of it" in html
+    assert 'class="heat down" style="--strength: 15.3%"' in html  # -0.25 of 0.9, of the 55 % that the strongest has
+    assert "a section of kind &#34;cube&#34;" in html
+    assert html.index("Is x_T noise?") < html.index("x_T beside its references")
+    assert "timm is not installed" in html
+
+
+def test_an_evaluation_without_models_or_sources_is_drawn_too(evaluation):
+    file = evaluation / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("models", "classifier", "inception", "split", "cells"):
+        metrics.pop(key)
+    for key in ("n_wells", "n_sites", "plates", "noise", "nuclei", "n_truth", "n_lost", "n_unmatched"):
+        metrics["targets"][0].pop(key)
+    file.write_text(json.dumps(metrics | {"input_kind": "folders"}), encoding="utf-8")
+    run(Config(runs=(evaluation,)))
+    assert "carries the phenotype" in _page_of(evaluation)
+    assert "The classifier itself" not in _page_of(evaluation)
+
+
+def test_numbers_that_evaluate_did_not_write_are_refused_in_one_line(evaluation):
+    file = evaluation / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    del metrics["targets"][0]["rows"]
+    file.write_text(json.dumps(metrics), encoding="utf-8")
+    with pytest.raises(RunError, match=r"metrics\.json: is not what `evaluate` writes \(KeyError: 'rows'\)"):
+        run(Config(runs=(evaluation,)))
 
 
 def test_the_verdict_comes_before_any_table(evaluation):
@@ -166,8 +315,8 @@ def test_a_part_and_an_open_question_are_counted_apart():
         {"held_up": held_up, "in_part": in_part}
         for held_up, in_part in ((True, False), (None, True), (None, False), (False, False))
     )
-    assert _summary([held, part, unsettled, failed]) == "1 of 4 translations held up, 1 in part, 1 not settled."
-    assert _summary([failed]) == "0 of 1 translation held up."
+    assert summary([held, part, unsettled, failed]) == "1 of 4 translations held up, 1 in part, 1 not settled."
+    assert summary([failed]) == "0 of 1 translation held up."
 
 
 def test_training_plates_stand_in_the_page_and_shared_ones_are_marked(evaluation):
@@ -215,7 +364,7 @@ def test_a_run_without_numbers_is_refused(tmp_path, training):
 def test_numbers_of_another_format_are_refused(evaluation):
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     (evaluation / "metrics.json").write_text(json.dumps(metrics | {"format": 1}), encoding="utf-8")
-    with pytest.raises(RunError, match=r"metrics\.json: format 1, expected 2"):
+    with pytest.raises(RunError, match=r"metrics\.json: format 1, expected 2 or 3"):
         run(Config(runs=(evaluation,)))
 
 
