@@ -58,8 +58,8 @@ class Guides:
     @property
     def plates(self) -> dict[str, list[str]]:
         """The plates that each has seen."""
-        seen = {} if self.weaker is None else {"weaker": list(self.weaker.card.plates)}
-        return seen if self.classifier is None else seen | {"classifier": list(self.classifier.plates)}
+        seen = {} if self.weaker is None else {"weaker model": list(self.weaker.card.plates)}
+        return seen if self.classifier is None else seen | {"guiding classifier": list(self.classifier.plates)}
 
     def require(self, conditions: Iterable[str]) -> None:
         """Raise ConditionError where a guide does not know one of the conditions."""

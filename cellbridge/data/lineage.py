@@ -9,6 +9,7 @@ from cellbridge.errors import LeakError, StoreError
 from cellbridge.runs import fingerprint
 
 _UNNAMED = "translation's models"
+_GUIDES = ("weaker model", "guiding classifier")
 
 
 def require_made_from(reference: StoreInfo, made: Iterable[StoreInfo]) -> list[Path]:
@@ -75,4 +76,4 @@ def shared_plates(
 
 
 def _name(key: str) -> str:
-    return key if key in ("base", _UNNAMED) else f"adapter of {key}"
+    return key if key in ("base", *_GUIDES, _UNNAMED) else f"adapter of {key}"

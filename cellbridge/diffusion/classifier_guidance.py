@@ -115,14 +115,20 @@ class EmbeddingDistance(nn.Module):
         return -squared / (2 * scatter**2)
 
 
-def noisy_classifier_loss(
-    classifier: NoisyClassifier, x_0: Images, labels: Labels, *, schedule: Schedule, t: Times, epsilon: Images
-) -> Tensor:
-    """Return each image's cross-entropy, (batch,), after noise: -log p(label | x_t).
+def noisy_logits(classifier: NoisyClassifier, x_0: Images, *, schedule: Schedule, t: Times, epsilon: Images) -> Tensor:
+    """Return the logits of images after noise, x_t = alpha x_0 + sigma epsilon.
 
     Parameters
     ----------
     t, epsilon : from `training_draw`.
     """
     alpha, sigma = schedule.coefficients(t, x_0)
-    return functional.cross_entropy(classifier(alpha * x_0 + sigma * epsilon, t), labels, reduction="none")
+    return classifier(alpha * x_0 + sigma * epsilon, t)
+
+
+def noisy_classifier_loss(
+    classifier: NoisyClassifier, x_0: Images, labels: Labels, *, schedule: Schedule, t: Times, epsilon: Images
+) -> Tensor:
+    """Return each image's cross-entropy, (batch,), after noise: -log p(label | x_t)."""
+    logits = noisy_logits(classifier, x_0, schedule=schedule, t=t, epsilon=epsilon)
+    return functional.cross_entropy(logits, labels, reduction="none")

@@ -1,4 +1,4 @@
-"""What the training engine needs to fit a denoiser: noised batches, and the loss on them."""
+"""What the training engine needs to fit a denoiser, or a classifier of noisy images: noised batches, and the loss on them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,8 +6,11 @@ from typing import Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from cellbridge.diffusion.classifier_guidance import noisy_logits
 from cellbridge.diffusion.importance import ImportanceTimes
+from cellbridge.diffusion.monitors import band_monitors
 from cellbridge.diffusion.objective import DiffusionLoss, diffusion_loss
 from cellbridge.diffusion.prediction import Prediction, require_defined
 from cellbridge.diffusion.schedule import Schedule
@@ -175,6 +178,24 @@ def reported(loss: NoisedLoss) -> Callable[[nn.Module, Noised], LossOutput]:
 def denoising_loss(schedule: Schedule, prediction: Prediction) -> Callable[[nn.Module, Noised], LossOutput]:
     """Return L_simple as the training engine calls it."""
     return reported(squared_error(schedule, prediction))
+
+
+def classifying_loss(schedule: Schedule) -> Callable[[nn.Module, Noised], LossOutput]:
+    """Return the cross-entropy of noised images as the training engine calls it; watched are loss and accuracy by decile of t."""
+
+    def engine_loss(network: nn.Module, noised: Noised) -> LossOutput:
+        draw, labels = noised.draw, noised.batch.labels
+        logits = noisy_logits(network, noised.batch.images, schedule=schedule, t=draw.t, epsilon=draw.epsilon)
+        losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+        hits = (logits.detach().argmax(dim=1) == labels).to(losses.dtype)
+        figures = {"loss": losses.detach(), "accuracy": hits}
+        monitors = band_monitors(figures, draw.t, steps=schedule.steps) | {
+            "accuracy": (hits.sum(), torch.ones_like(hits).sum())
+        }
+        weights = noised.batch.weights
+        return LossOutput(losses.mean() if weights is None else (weights * losses).mean(), monitors)
+
+    return engine_loss
 
 
 @final

@@ -1,6 +1,9 @@
-"""`cellbridge train-classifier`: which condition a real cell was under; its features are also the offline extractor."""
+"""`cellbridge train-classifier`: which condition a real cell was under; its features are also the offline extractor.
 
-from collections.abc import Sequence
+With a section `noise` it learns to tell noisy images, to guide sampling.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,9 +11,9 @@ from pydantic import Field, PositiveInt
 
 from cellbridge import processes
 from cellbridge.conditions import resolve
-from cellbridge.config import TrainingConfig
+from cellbridge.config import NoiseConfig, TrainingConfig
 from cellbridge.data.store import StoreInfo, describe
-from cellbridge.errors import ConditionError, StoreError
+from cellbridge.errors import ConditionError, ModelError, StoreError
 from cellbridge.outputs import require_directory
 from cellbridge.runs import RunDir, begin, fingerprint, publish_model, write_json
 from cellbridge.settings import Section, binding, dump
@@ -18,16 +21,14 @@ from cellbridge.settings import Section, binding, dump
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import Tensor
 
     from cellbridge.data.dataset import BatchSource
     from cellbridge.data.store import Store
     from cellbridge.networks.classifier import Classifier
+    from cellbridge.networks.noisy_classifier import NoisyClassifier
     from cellbridge.training.loop import Batches, LossOutput
 
 _NOT_BINDING = {"store", "training", "held_out", "resume", "accept_changes", "device", "init_from"}
-_RESAMPLES = 1000
-_CELLS_AT_ONCE = 1024
 
 
 class Config(Section):
@@ -42,6 +43,9 @@ class Config(Section):
     held_out: str | None = "test"
     """The split whose real cells it is judged on afterwards; None judges nothing."""
     widths: tuple[PositiveInt, ...] = (16, 32, 64, 64)
+    noise: NoiseConfig | None = None
+    """Train on noisy images, at all times of the schedule of the base that is to be guided (`solver.classifier`): kind, steps,
+    beta_start, beta_end, zero_terminal_snr, or {} for a base of the default one. None trains on clean images."""
     balance: Literal["sampling", "weights", "none"] = "sampling"
     """How rare conditions are made up for: cells drawn more often, or weighted in the loss, by effective number of samples."""
     beta: float = Field(default=0.9999, ge=0.0, le=1.0)
@@ -80,7 +84,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     from cellbridge import assembly
     from cellbridge.data import splits
     from cellbridge.data.store import open_store
-    from cellbridge.networks.classifier import build_classifier, extractor_name
+    from cellbridge.networks.classifier import extractor_name
     from cellbridge.runtime import pick_device
 
     device = pick_device(config.device)
@@ -90,11 +94,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if held_out is not None:
         splits.check_disjoint(store.obs.iloc[rows], store.obs.iloc[held_out])
     run_dir = RunDir(out)
-    classifier = build_classifier(
-        channels=len(info.channels), conditions=len(names), widths=config.widths, seed=config.training.seed
-    ).to(device)
-    if config.init_from is not None:
-        _start_from(classifier, config.init_from)
+    classifier = _built(config, channels=len(info.channels), conditions=len(names)).to(device)
     inputs = {"store": config.store, **assembly.starting_weights(config.init_from, "classifier")}
     effective = _train(
         classifier, store, rows, config=config, names=names, run_dir=run_dir, inputs=inputs, device=device
@@ -102,10 +102,10 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if not processes.is_main():
         return {}
     plates = sorted({*store.plates[rows], *assembly.inherited_plates(config.init_from)})
-    _publish(classifier, run_dir, info=info, names=names, plates=plates)
+    _publish(classifier, run_dir, info=info, names=names, plates=plates, noise=config.noise)
     metrics: dict[str, Any] = {"extractor": extractor_name(run_dir.model), "conditions": names, "n_train": len(rows)}
     if held_out is not None:
-        metrics["held_out"] = _judge(classifier, store, held_out, names=names, seed=config.training.seed)
+        metrics["held_out"] = _judge(classifier, store, held_out, names=names, config=config)
     write_json(run_dir.metrics, metrics)
     summary = _summary(run_dir, metrics, n=len(rows))
     return summary | {"effective sample size": effective, "sha256": fingerprint(out)}
@@ -138,17 +138,32 @@ def _rows(
     return rows
 
 
-def _start_from(classifier: "Classifier", path: Path) -> None:
+def _built(config: Config, *, channels: int, conditions: int) -> "Classifier | NoisyClassifier":
+    """Return the network with fresh weights, or with those that it is to start from."""
     from cellbridge.assembly import model_directory
-    from cellbridge.networks.classifier import load_classifier_directory, load_strictly
+    from cellbridge.networks import classifier as clean
+    from cellbridge.networks.noisy_classifier import build_noisy_classifier
 
-    directory = model_directory(path, "classifier")
-    given, _ = load_classifier_directory(directory)
-    load_strictly(classifier, given.state_dict(), where=directory)
+    sizes: dict[str, Any] = {"channels": channels, "conditions": conditions, "widths": config.widths}
+    seed = config.training.seed
+    network: Classifier | NoisyClassifier
+    if config.noise is None:
+        network = clean.build_classifier(**sizes, seed=seed)
+    else:
+        network = build_noisy_classifier(**sizes, steps=config.noise.steps, seed=seed)
+    if config.init_from is not None:
+        directory = model_directory(config.init_from, "classifier")
+        if ("noise" in clean.read_classifier_card(directory)) != (config.noise is not None):
+            raise ModelError(
+                f"{directory}: one of the two classifiers is of noisy images, and the other is not. Start from one of the same kind."
+            )
+        given = clean.built_with_weights(type(network), directory)
+        clean.load_strictly(network, given.state_dict(), where=directory)
+    return network
 
 
 def _train(
-    classifier: "Classifier",
+    classifier: "Classifier | NoisyClassifier",
     store: "Store",
     rows: "np.ndarray",
     *,
@@ -181,13 +196,16 @@ def _train(
         sampling=weights if config.balance == "sampling" else None,
         weights=weights if config.balance == "weights" else None,
     )
+    batches, loss = _noised(source, config) if config.noise else (_jittered(source, config), _cross_entropy)
+    unused = set() if config.noise else {"noise"}  # which a checkpoint may thus be older than
     events = fit(
         classifier,
-        _cross_entropy,
-        _jittered(source, config) if config.augment else source,
+        loss,
+        batches,
         config=config.training,
         run=run_dir,
-        identity={name: fingerprint(path) for name, path in inputs.items()} | binding(config, exclude=_NOT_BINDING),
+        identity={name: fingerprint(path) for name, path in inputs.items()}
+        | binding(config, exclude=_NOT_BINDING | unused),
         device=device,
         resume=as_resume(config.resume),
         accept_changes=config.accept_changes,
@@ -223,6 +241,8 @@ def _cross_entropy(network: "torch.nn.Module", batch: Any) -> "LossOutput":
 
 def _jittered(source: "BatchSource", config: Config) -> "Batches":
     """Vary gain and offset of each channel, as plates do: y = (x + 1) exp(a) + b - 1, a and b normal, by (seed, step, position in the step)."""
+    if not config.augment:
+        return source
     from dataclasses import replace
 
     import torch
@@ -243,13 +263,32 @@ def _jittered(source: "BatchSource", config: Config) -> "Batches":
     return batches
 
 
+def _noised(source: "BatchSource", config: Config) -> "tuple[Batches, Callable[[torch.nn.Module, Any], LossOutput]]":
+    """Return the batches under noise, which follows (seed, step) as their order does, and the loss on them."""
+    from cellbridge.assembly import build_schedule
+    from cellbridge.diffusion.fitting import classifying_loss, noised_batches
+
+    assert config.noise is not None
+    schedule = build_schedule(config.noise).to(source.data.device)
+    batches = noised_batches(
+        _jittered(source, config),
+        steps=schedule.steps,
+        seed=config.training.seed,
+        condition_dropout=0.0,
+        device=source.data.device,
+        accumulation=source.accumulation,
+    )
+    return batches, classifying_loss(schedule)
+
+
 def _publish(
-    classifier: "Classifier",
+    classifier: "Classifier | NoisyClassifier",
     run_dir: RunDir,
     *,
     info: StoreInfo,
     names: list[str],
     plates: list[str],
+    noise: NoiseConfig | None,
 ) -> None:
     from cellbridge.networks.classifier import save_classifier
 
@@ -261,40 +300,25 @@ def _publish(
         "plates": plates,
         "store_sha256": fingerprint(info.path),
         "network": classifier.settings,
+        **({} if noise is None else {"noise": noise.model_dump(mode="json")}),
     }
     with publish_model(run_dir, manifest={"kind": "classifier"}) as directory:
         save_classifier(classifier, directory, card=card)
 
 
 def _judge(
-    classifier: "Classifier", store: "Store", rows: "np.ndarray", *, names: list[str], seed: int
+    classifier: "Classifier | NoisyClassifier", store: "Store", rows: "np.ndarray", *, names: list[str], config: Config
 ) -> dict[str, Any]:
-    """Return what `metrics.classification.accuracy` says of cells that were held out, with how many, of which plates."""
-    import numpy as np
+    from cellbridge.assembly import build_schedule
+    from cellbridge.held_out import judged, judged_under_noise
+    from cellbridge.networks.noisy_classifier import NoisyClassifier
 
-    from cellbridge.metrics import classification
-    from cellbridge.metrics.intervals import blocks_of
-
-    labels = np.array([names.index(name) for name in store.condition_names[rows]])
-    columns = (store.obs[f"Metadata_{key}"].to_numpy(dtype=object)[rows] for key in ("Plate", "Well", "Site"))
-    judged = classification.accuracy(
-        _logits(classifier, store, rows).numpy(),
-        labels,
-        names,
-        blocks_of(*columns),
-        resamples=_RESAMPLES,
-        seed=seed,
-    )
-    return {"n": len(rows), "plates": sorted(set(store.plates[rows])), "chance": 1 / len(names), **judged}
-
-
-def _logits(classifier: "Classifier", store: "Store", rows: "np.ndarray") -> "Tensor":
-    import torch
-
-    from cellbridge.networks.classifier import logits_of
-
-    parts = [rows[i : i + _CELLS_AT_ONCE] for i in range(0, len(rows), _CELLS_AT_ONCE)]
-    return torch.cat([logits_of(classifier, torch.from_numpy(store.images(part))) for part in parts])
+    seed = config.training.seed
+    if not isinstance(classifier, NoisyClassifier):
+        return judged(classifier, store, rows, names=names, seed=seed)
+    assert config.noise is not None
+    schedule = build_schedule(config.noise)
+    return judged_under_noise(classifier, store, rows, names=names, seed=seed, schedule=schedule)
 
 
 def _summary(run_dir: RunDir, metrics: dict[str, Any], *, n: int) -> dict[str, Any]:
@@ -302,6 +326,9 @@ def _summary(run_dir: RunDir, metrics: dict[str, Any], *, n: int) -> dict[str, A
     held_out = metrics.get("held_out")
     if held_out is not None:
         summary["held-out cells"] = held_out["n"]
+        if "times" in held_out:
+            by_time = {f"{one['t']:g}": round(one["balanced_accuracy"]["value"], 4) for one in held_out["times"]}
+            return summary | {"balanced accuracy by time": by_time}
         summary["balanced accuracy"] = round(held_out["balanced_accuracy"]["value"], 4)
         aucs = {
             name: round(entry["auc"]["value"], 4) for name, entry in held_out["per_condition"].items() if "auc" in entry
