@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cellbridge.reporting.sections import finding_view, section_view
-from cellbridge.reporting.values import bar, p_value, reasons, scale, shown
+from cellbridge.reporting.values import bar, brief, p_value, reasons, scale, shown
 
 Inline = Callable[[str], str]
 """A figure's file name → its picture as a data URI."""
@@ -190,7 +190,7 @@ def _test_view(test: Mapping[str, Any], fresh: Mapping[str, Any] | None) -> dict
         "meaning": test["meaning"],
         "state": test["state"],
         "effect": shown({**test, "value": test["effect"]}, digits=3),
-        "gate": "described only" if gate is None else f"{gate[0]:g} to {gate[1]:g}",
+        "gate": "described only" if gate is None else f"{brief(gate[0])} to {brief(gate[1])}",
         "p": p_value(test["p_holm"]),
         "fresh_effect": "–" if fresh is None else shown({"value": fresh["effect"]}, digits=3)["value"],
         "fresh_p": "–" if fresh is None else p_value(fresh["p_holm"]),

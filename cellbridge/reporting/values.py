@@ -53,7 +53,7 @@ def reasons(cells: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
         why = cell.get("why", "")
         if why and why != _ABSENT and column not in of.setdefault(why, []):
             of[why].append(column)
-    return [f"{', '.join(columns)}: not computed in some rows: {why}" for why, columns in of.items()]
+    return [f"– in {', '.join(columns)}: {why}" for why, columns in of.items()]
 
 
 def scale(rows: Iterable[Mapping[str, Any]], key: str, *, to_one: bool = False) -> tuple[float, float] | None:

@@ -273,8 +273,8 @@ def test_tables_and_matrices_of_any_section_are_drawn_and_gaps_give_their_reason
     html = _page_of(evaluation)
     for words in ("Plate by plate", "Each alone.", "P2 has no cell.", "65 to 75", "copairs is not installed"):
         assert words in html
-    assert "hits: not computed in some rows: one well" in html
-    assert "not computed in some rows: no cells of it" in html
+    assert "– in hits: one well" in html
+    assert "– in DMSO: no cells of it" in html
     assert 'class="heat down" style="--strength: 15.3%"' in html  # -0.25 of 0.9, of the 55 % that the strongest has
     assert "a section of kind &#34;cube&#34;" in html
     assert html.index("Is x_T noise?") < html.index("x_T beside its references")
