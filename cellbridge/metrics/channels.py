@@ -5,7 +5,7 @@ cells; what most outputs do (an interval above one half) is named; intervals hol
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,8 +100,9 @@ def channel_evidence(
     level : at which all channels hold together.
     """
     arms = {"outputs": outputs, "sources": sources, "real": real, "control": control}
-    described = {name: descriptors(part.images) for name, part in arms.items()}
-    smooth = {name: _smoothed(part.images) for name, part in arms.items() if name != "sources"}
+    smooth = {name: _smoothed(part.images) for name, part in arms.items()}
+    described = {name: descriptors(part) for name, part in smooth.items()}
+    of_sources = smooth.pop("sources")
     stains = _stains(described, real.blocks, seed=seed)
     each = corrected_level(len(channels), level=level)
     settings = {"resamples": resamples, "seed": seed, "level": each}
@@ -131,13 +132,15 @@ def channel_evidence(
         blocks = (outputs.blocks, _rest(real.blocks, seed=seed))
         rarer = most != index and _above(share_difference(seen == most, of_real == most, blocks, level=each), 0.0)
         evidence.append((found, rarer))
-    faithful = [_faithfulness(outputs.images[:, index], sources.images[:, index]) for index in range(len(channels))]
-    of = dict(zip(channels, faithful, strict=True))
+    of = {
+        name: float(_correlation(smooth["outputs"][:, index], of_sources[:, index]).mean())
+        for index, name in enumerate(channels)
+    }
     return [_named(found, rarer, of) for found, rarer in evidence]
 
 
 def descriptors(images: Floats) -> NDArray[np.float64]:
-    """Describe each channel of each cell, (n, channel, len(DESCRIPTORS)); 0 where a constant channel has no such thing."""
+    """Describe each channel of each cell (smoothed images, so that taking noise away is no effect), (n, channel, len(DESCRIPTORS)); 0 where a constant channel has no such thing."""
     x = images.astype(np.float64)
     n, channels, height, width = x.shape
     flat = x.reshape(n, channels, -1)
@@ -163,9 +166,10 @@ def descriptors(images: Floats) -> NDArray[np.float64]:
 
 
 def _named(found: ChannelEvidence, other_stain: bool, faithful: dict[str, float]) -> ChannelEvidence:
-    """Put into words what the intervals exclude."""
-    from dataclasses import replace
+    """Put into words what the intervals exclude.
 
+    Of two channels that repeat one another, the one that is less like its own source is the one that was replaced.
+    """
     words = []
     if _above(found.empty, 0.5):
         words.append("dropped: most outputs have less structure here than real cells")
@@ -178,9 +182,9 @@ def _named(found: ChannelEvidence, other_stain: bool, faithful: dict[str, float]
         if other_stain and _above(found.seen, 0.5):
             words.append(f"replaced: most outputs look like {found.seen_as}")
     slope = found.effect.slope
-    if found.changes and slope is not None and slope.low is not None and slope.high is not None and not words:
-        if slope.low <= 0 and slope.high < 1:
-            words.append("unchanged, where real cells change")
+    if found.changes and not words and slope is not None and slope.low is not None and slope.high is not None:
+        none_of_it = slope.low <= 0 and slope.high < 1
+        words += ["does not change as real cells do"] * none_of_it
     return replace(found, findings=tuple(words))
 
 
@@ -250,10 +254,6 @@ def _twin(smooth: dict[str, NDArray[np.float64]], index: int) -> tuple[int | Non
         if best is None or found.mean() > chosen.mean():
             best, chosen = other, found
     return best, chosen
-
-
-def _faithfulness(outputs: Floats, sources: Floats) -> float:
-    return float(_correlation(outputs, sources).mean())
 
 
 def _half_rows(blocks: Blocks, *, seed: int) -> NDArray[np.bool_]:

@@ -191,7 +191,7 @@ def agreement(effect: Effect, real: Effect, *, level: float = LEVEL) -> Agreemen
     for name, statistic, low in (("cosine", cosines, -1.0), ("spearman", spearmans, -1.0), ("sign", _same_sign, 0.0)):
         chosen = moved if name == "sign" else np.ones_like(moved)
         value = float(statistic(mean[0][:, chosen], mean[1][:, chosen])[0]) if chosen.any() else np.nan
-        drawn = None if pairs is None else statistic(pairs[0][:, chosen], pairs[1][:, chosen])
+        drawn = None if pairs is None or not chosen.any() else statistic(pairs[0][:, chosen], pairs[1][:, chosen])
         found[name] = estimate(value, drawn, low, 1.0)
     # A draw carries the noise of the data and once more its own, so twice as much is taken off.
     found["slope"] = estimate(
