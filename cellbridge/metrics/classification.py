@@ -22,6 +22,56 @@ def log_odds(logits: Floats, target: int, control: int) -> NDArray[np.float64]:
     return (logits[:, target] - logits[:, control]).astype(np.float64)
 
 
+def moa_probabilities(logits: Floats, groups: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return the probability of each mechanism of action, the sum over its conditions: (n, condition) → (n, mechanism).
+
+    Parameters
+    ----------
+    groups : (condition,), number of each condition's mechanism, 0 to M - 1.
+    """
+    from scipy.special import softmax
+
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    members = np.arange(groups.max() + 1)[None, :] == groups[:, None]
+    return np.asarray(probabilities @ members)
+
+
+def moa_hits(logits: Floats, groups: NDArray[np.integer], moa: int) -> NDArray[np.bool_]:
+    """Return for each image whether a mechanism of action is the most likely one, (n, condition) → (n,).
+
+    Not the "MoA accuracy" of profiling (nearest neighbours among other compounds): what a classifier says of single cells.
+    """
+    return np.asarray(moa_probabilities(logits, groups).argmax(axis=1) == moa)
+
+
+def logits_from_count(
+    counts: Floats, *, training: tuple[Floats, NDArray[np.integer]], conditions: int
+) -> NDArray[np.float64]:
+    """Return what a classifier would say that sees nothing but how many cells a well holds, (well,) → (well, condition).
+
+    log p(k | count) of linear discriminants on log count: one mean per condition, one variance within conditions, equal priors. The null row
+    "cell count only"; its hits on real target wells are what counting alone achieves.
+
+    Parameters
+    ----------
+    counts : cells in each well.
+    training : counts and conditions of real training wells. A condition without a well there is never predicted (-inf).
+
+    References
+    ----------
+    Cell count alone does unexpectedly well: Nat. Commun. 2026, s41467-026-68725-5.
+    """
+    values, labels = np.log1p(np.asarray(training[0], dtype=np.float64)), training[1]
+    present = np.unique(labels)
+    means = np.full(conditions, np.nan)
+    means[present] = [values[labels == label].mean() for label in present]
+    freedom = max(len(values) - len(present), 1)
+    variance = max(float(((values - means[labels]) ** 2).sum()) / freedom, 1e-6)
+    asked = np.log1p(np.asarray(counts, dtype=np.float64))
+    found = -((asked[:, None] - means[None, :]) ** 2) / (2 * variance)
+    return np.asarray(np.where(np.isfinite(found), found, -np.inf))
+
+
 def balanced_accuracy(
     predicted: NDArray[np.integer], labels: NDArray[np.integer], blocks: Blocks, *, resamples: int, seed: int
 ) -> Estimate:

@@ -1,6 +1,7 @@
 """Is it still this cell, as the compound would have made it? Error per cell against the known counterfactual."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -110,41 +111,105 @@ def difference(
     return bootstrap(np.stack([errors, others], axis=1), subtracted, blocks, resamples=resamples, seed=seed)
 
 
-def nucleus_agreement(dna: Floats, reference_dna: Floats, nuclei: NDArray[np.bool_]) -> Mapping[str, float | int]:
-    """Describe how the nuclei of two sets of images of the same cells lie and overlap.
+def channel_squared_error(
+    images: Floats, truth: Floats, masks: NDArray[np.bool_], *, deviation: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the mean squared error of each cell over its own mask, channel by channel: (n, channel), in squared standard deviations.
 
-    Both nuclei of a cell are found in the same way (Otsu on a smoothed DNA channel, the object that overlaps the cell's nucleus most), so that
-    the segmentation's own error falls on both sides. Descriptive: a compound that shrinks nuclei lowers the overlap rightly.
+    Its mean over channels is `cell_squared_error`; arguments and errors are the same.
+    """
+    parts = [
+        cell_squared_error(images[:, [c]], truth[:, [c]], masks, deviation=deviation[[c]])
+        for c in range(len(deviation))
+    ]
+    return np.stack(parts, axis=1)
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """The nuclei of two sets of images of the same cells, (n,) each; nan where a cell has none in one of the two.
+
+    Parameters
+    ----------
+    shift_px : distance of the centroids.
+    iou : intersection over union.
+    area_ratio : area over that of the reference.
+    count, count_reference : nuclei in the whole image, apart from specks smaller than a tenth of the largest.
+    """
+
+    shift_px: NDArray[np.float64]
+    iou: NDArray[np.float64]
+    area_ratio: NDArray[np.float64]
+    count: NDArray[np.float64]
+    count_reference: NDArray[np.float64]
+
+
+def compare_nuclei(dna: Floats, reference_dna: Floats, nuclei: NDArray[np.bool_]) -> Nuclei:
+    """Find the nuclei of two sets of images of the same cells, both in the same way, and compare them.
+
+    Otsu on a smoothed DNA channel, the object that overlaps the cell's nucleus most: the segmentation's own error falls on both sides.
 
     Parameters
     ----------
     dna, reference_dna : (n, height, width).
     nuclei : (n, height, width), the nucleus that the store holds for the cell.
+    """
+    table = np.full((len(dna), 5), np.nan)
+    for row, (image, reference, nucleus) in enumerate(zip(dna, reference_dna, nuclei, strict=True)):
+        (found, table[row, 3]), (expected, table[row, 4]) = _nucleus(image, nucleus), _nucleus(reference, nucleus)
+        if found.any() and expected.any():
+            centres = [np.argwhere(mask).mean(axis=0) for mask in (found, expected)]
+            table[row, 0] = np.linalg.norm(centres[0] - centres[1])
+            table[row, 1] = (found & expected).sum() / (found | expected).sum()
+            table[row, 2] = found.sum() / expected.sum()
+    return Nuclei(*table.T)
+
+
+def nucleus_agreement(dna: Floats, reference_dna: Floats, nuclei: NDArray[np.bool_]) -> Mapping[str, float | int]:
+    """Describe how the nuclei of two sets of images of the same cells lie and overlap; arguments as of `compare_nuclei`.
+
+    Descriptive: a compound that shrinks nuclei lowers the overlap rightly.
 
     Returns
     -------
-    median centroid shift in px, median intersection over union, and the number of cells with a nucleus in both.
+    median centroid shift in px, median intersection over union, median ratio of areas, mean numbers of nuclei in an image and in its reference,
+    share of images with the same number, share of cells whose nucleus is lost, and n, the cells with a nucleus in both.
     """
-    shifts, overlaps = [], []
-    for image, reference, nucleus in zip(dna, reference_dna, nuclei, strict=True):
-        found, expected = _nucleus(image, nucleus), _nucleus(reference, nucleus)
-        if found.any() and expected.any():
-            centres = [np.argwhere(mask).mean(axis=0) for mask in (found, expected)]
-            shifts.append(float(np.linalg.norm(centres[0] - centres[1])))
-            overlaps.append(float((found & expected).sum() / (found | expected).sum()))
-    if not shifts:
+    found = compare_nuclei(dna, reference_dna, nuclei)
+    both = np.isfinite(found.iou)
+    if not both.any():
         return {"n": 0}
-    return {"shift_px": float(np.median(shifts)), "iou": float(np.median(overlaps)), "n": len(shifts)}
+    medians = {name: float(np.median(getattr(found, name)[both])) for name in ("shift_px", "iou", "area_ratio")}
+    counts = {name: float(getattr(found, name).mean()) for name in ("count", "count_reference")}
+    same = float((found.count == found.count_reference).mean())
+    return {**medians, **counts, "same_count": same, "lost": float(1 - both.mean()), "n": int(both.sum())}
 
 
-def _nucleus(dna: NDArray[Any], near: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def nucleus_estimates(found: Nuclei, blocks: Blocks, *, resamples: int, seed: int) -> dict[str, Estimate]:
+    """Estimate the means of what `compare_nuclei` found, over the cells with a nucleus in both; the counts over all cells."""
+    both = np.flatnonzero(np.isfinite(found.iou))
+    everyone = np.arange(len(found.iou))
+    same = (found.count == found.count_reference).astype(float)
+    columns = {name: (getattr(found, name), both) for name in ("shift_px", "iou", "area_ratio")}
+    columns |= {"same_count": (same, everyone), "count_difference": (found.count - found.count_reference, everyone)}
+    return {
+        name: bootstrap(values[rows], lambda means: means[:, 0], blocks.take(rows), resamples=resamples, seed=seed)
+        for name, (values, rows) in columns.items()
+        if len(rows)
+    }
+
+
+def _nucleus(dna: NDArray[Any], near: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
+    """Return the nucleus that overlaps a given one most (empty where none does), and how many nuclei the image holds."""
     from scipy.ndimage import gaussian_filter, label
     from skimage.filters import threshold_otsu
 
     smooth = gaussian_filter(dna.astype(np.float64), 1.0)
     if np.ptp(smooth) == 0:
-        return np.zeros_like(near)
+        return np.zeros_like(near), 0
     objects, _ = label(smooth > threshold_otsu(smooth))
+    areas = np.bincount(objects.ravel())[1:]
+    number = int((areas >= 0.1 * areas.max()).sum())
     counts = np.bincount(objects[near], minlength=2)
     counts[0] = 0
-    return np.asarray(objects == counts.argmax()) if counts.any() else np.zeros_like(near)
+    return np.asarray(objects == counts.argmax()) if counts.any() else np.zeros_like(near), number
