@@ -47,6 +47,10 @@ class RunError(CellbridgeError):
     """A run directory that is in use, or was made with another configuration."""
 
 
+class CouplingError(CellbridgeError):
+    """Sources and targets, or settings of a coupling between them, that do not fit together."""
+
+
 class NumericalError(CellbridgeError):
     """A loss, gradient or result that is not finite."""
 

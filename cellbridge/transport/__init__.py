@@ -1,0 +1,1 @@
+"""Which source cell goes with which target cell: costs, couplings whose marginals are checked, and pairs within plates."""
