@@ -135,6 +135,7 @@ class Nuclei:
     iou : intersection over union.
     area_ratio : area over that of the reference.
     count, count_reference : nuclei in the whole image, apart from specks smaller than a tenth of the largest.
+    lost : 1 where the reference shows the cell's nucleus and the image does not; nan where the reference shows none.
     """
 
     shift_px: NDArray[np.float64]
@@ -142,6 +143,7 @@ class Nuclei:
     area_ratio: NDArray[np.float64]
     count: NDArray[np.float64]
     count_reference: NDArray[np.float64]
+    lost: NDArray[np.float64]
 
 
 def compare_nuclei(dna: Floats, reference_dna: Floats, nuclei: NDArray[np.bool_]) -> Nuclei:
@@ -154,9 +156,11 @@ def compare_nuclei(dna: Floats, reference_dna: Floats, nuclei: NDArray[np.bool_]
     dna, reference_dna : (n, height, width).
     nuclei : (n, height, width), the nucleus that the store holds for the cell.
     """
-    table = np.full((len(dna), 5), np.nan)
+    table = np.full((len(dna), 6), np.nan)
     for row, (image, reference, nucleus) in enumerate(zip(dna, reference_dna, nuclei, strict=True)):
         (found, table[row, 3]), (expected, table[row, 4]) = _nucleus(image, nucleus), _nucleus(reference, nucleus)
+        if expected.any():
+            table[row, 5] = not found.any()
         if found.any() and expected.any():
             centres = [np.argwhere(mask).mean(axis=0) for mask in (found, expected)]
             table[row, 0] = np.linalg.norm(centres[0] - centres[1])
@@ -173,7 +177,7 @@ def nucleus_agreement(dna: Floats, reference_dna: Floats, nuclei: NDArray[np.boo
     Returns
     -------
     median centroid shift in px, median intersection over union, median ratio of areas, mean numbers of nuclei in an image and in its reference,
-    share of images with the same number, share of cells whose nucleus is lost, and n, the cells with a nucleus in both.
+    share of images with the same number, share of the reference's nuclei that are lost, and n, the cells with a nucleus in both.
     """
     found = compare_nuclei(dna, reference_dna, nuclei)
     both = np.isfinite(found.iou)
@@ -182,7 +186,7 @@ def nucleus_agreement(dna: Floats, reference_dna: Floats, nuclei: NDArray[np.boo
     medians = {name: float(np.median(getattr(found, name)[both])) for name in ("shift_px", "iou", "area_ratio")}
     counts = {name: float(getattr(found, name).mean()) for name in ("count", "count_reference")}
     same = float((found.count == found.count_reference).mean())
-    return {**medians, **counts, "same_count": same, "lost": float(1 - both.mean()), "n": int(both.sum())}
+    return {**medians, **counts, "same_count": same, "lost": float(np.nanmean(found.lost)), "n": int(both.sum())}
 
 
 def nucleus_estimates(found: Nuclei, blocks: Blocks, *, resamples: int, seed: int) -> dict[str, Estimate]:
