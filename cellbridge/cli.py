@@ -120,6 +120,26 @@ COMMANDS = (
         shares=True,
     ),
     Command(
+        "fit-prior",
+        "fit_prior",
+        "fit the law that x_T of a condition really has, for --x-T prior:DIR",
+        (
+            _STORE,
+            Option("--base", "base", "the run directory of `pretrain`"),
+            Option("--adapter", "adapters", "a run directory of `finetune`; give one per condition", many=True),
+            Option(
+                "--condition",
+                "conditions",
+                "the condition to fit (default: the control and every one that an adapter models)",
+                many=True,
+            ),
+            Option("--kind", "kind", "field (default), bank or flow"),
+            Option("--n", "n", "training cells of each condition (default: 512)"),
+            _SEED,
+            _DEVICE,
+        ),
+    ),
+    Command(
         "translate",
         "translate",
         "show what these very cells would look like under a condition",
@@ -132,7 +152,7 @@ COMMANDS = (
                 "--target", "targets", "the condition to translate to (default: every one that is modelled)", many=True
             ),
             Option("--method", "method", "ddib"),
-            Option("--x-T", "x_T", "inverted (default) or fresh"),
+            Option("--x-T", "x_T", "inverted (default), fresh, or prior:DIR, a run of `fit-prior`"),
             Option("--n", "n", "how many cells (default: all of the split)"),
             _SEED,
             _DEVICE,
@@ -152,6 +172,7 @@ COMMANDS = (
             Option("--n", "n", "how many cells of each condition"),
             Option("--blend", "blend", "shares of adapters, such as taxol@1:0.3,taxol@10:0.7, or doses"),
             Option("--store", "store", "the store whose maps turn images into counts (default: the base's own)"),
+            Option("--x-T", "x_T", "fresh (default), or prior:DIR, a run of `fit-prior`"),
             Option("--plate", "plate", "the plate whose map it is (default: the first that the base was trained on)"),
             _SEED,
             _DEVICE,

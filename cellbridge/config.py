@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     PositiveInt,
     model_validator,
@@ -288,6 +289,21 @@ class SolverConfig(Section):
         if self.classifier is None and self.classifier_scale != 1.0:
             raise ValueError("classifier_scale is that of a classifier; name its run as classifier, or leave it out")
         return self
+
+
+def _x_T_origin(value: str) -> str:
+    if value in ("fresh", "inverted") or (value.startswith("prior:") and value.removeprefix("prior:").strip()):
+        return value
+    raise ValueError("expected inverted, fresh, or prior:DIR with DIR the run of `cellbridge fit-prior`")
+
+
+XTOrigin = Annotated[str, AfterValidator(_x_T_origin)]
+"""Where x_T comes from: `inverted` from the cells themselves, `fresh` from N(0, I), or `prior:DIR`."""
+
+
+def prior_run(x_T: str) -> Path | None:
+    """Return the run of `fit-prior` that x_T is drawn from; None where it is not."""
+    return Path(x_T.removeprefix("prior:").strip()) if x_T.startswith("prior:") else None
 
 
 class AdapterConfig(Section):

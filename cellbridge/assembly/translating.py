@@ -7,6 +7,7 @@ from cellbridge.assembly.bases import Model
 from cellbridge.assembly.solving import NO_GUIDES, Guides, build_inversion, build_sampler, guided_model
 from cellbridge.conditions import Condition
 from cellbridge.config import SolverConfig
+from cellbridge.diffusion.prior import XTPrior
 from cellbridge.errors import ConditionError, did_you_mean
 from cellbridge.translators.ddib import Ddib
 from cellbridge.translators.translator import Translator
@@ -20,7 +21,7 @@ def build_translator(
     *,
     source: Condition,
     solver: SolverConfig,
-    x_T: Literal["inverted", "fresh"],
+    x_T: Literal["inverted", "fresh"] | Mapping[Condition, XTPrior],
     targets: Collection[Condition] | None = None,
     guides: Guides = NO_GUIDES,
 ) -> Translator:

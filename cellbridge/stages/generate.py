@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cellbridge import processes
 from cellbridge.conditions import Condition, resolve
-from cellbridge.config import SolverConfig
+from cellbridge.config import SolverConfig, XTOrigin, prior_run
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ConfigError, ModelError, StoreError, did_you_mean
 from cellbridge.outputs import require_apart, require_directory
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cellbridge.assembly import Base, Model
     from cellbridge.data.regrouping import Regrouping
     from cellbridge.diffusion.denoiser import Denoiser
+    from cellbridge.diffusion.prior import XTPrior
 
 _CARD = "cellbridge.json"
 _SHARE = re.compile(r"\s*(.+?)\s*:\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?:,|$)")
@@ -49,6 +50,8 @@ class Config(Section):
     """Shares of adapters, `A:0.3,B:0.7`; what is missing to 1 is the control. `doses` blends, for each condition that is not
     modelled itself, the two adapters of its compound between whose doses it lies, linearly in the logarithm of the dose."""
     solver: SolverConfig = SolverConfig()
+    x_T: XTOrigin = "fresh"
+    """`fresh`: N(0, I); `prior:DIR`: the noise that each condition's cells really come from, as a run of `fit-prior` found it."""
     shared_noise: bool = False
     """Start cell i of every condition from the same noise, to look at the same cells under several conditions or doses."""
     seed: Seed = 0
@@ -67,6 +70,13 @@ class Config(Section):
         if not found or "".join(match[0] for match in found) != value:
             raise ValueError("expected doses, or adapters with their shares, such as taxol@1:0.3,taxol@10:0.7")
         return {match[1]: float(match[2]) for match in found}
+
+    @field_validator("x_T")
+    @classmethod
+    def _nothing_to_invert(cls, value: str) -> str:
+        if value == "inverted":
+            raise ValueError("new cells have no image to invert; use fresh, prior:DIR, or `cellbridge translate`")
+        return value
 
     @model_validator(mode="after")
     def _blend_has_one_name(self) -> "Config":
@@ -153,7 +163,9 @@ def _picture(out: Path) -> Path:
 
 
 def _check_out(config: Config, reference: Path, out: Path) -> None:
-    require_apart(out, (reference, config.base, *config.adapters, *config.solver.guides.values()))
+    prior = prior_run(config.x_T)
+    others = (*config.adapters, *config.solver.guides.values(), *([] if prior is None else [prior]))
+    require_apart(out, (reference, config.base, *others))
     require_directory(out.parent)
     if not config.overwrite:
         for path in (out, _picture(out)):
@@ -246,6 +258,10 @@ class _Models:
         cards = {c: assembly.card_of(self._attached, c, shares=shares) for c, shares in recipes.items()}
         self._guides.require(condition.name for condition in recipes)
         own = {"base": base.card.plates, **{c.name: card.plates for c, card in cards.items()}}
+        self._priors = _priors(config, base, recipes)
+        prior = prior_run(config.x_T)
+        fitted = {} if prior is None else assembly.prior_plates(prior, recipes)
+        own |= {name: tuple(sorted({*own[name], *plates})) for name, plates in fitted.items()}
         self.plates = own | self._guides.plates
         self.names = {c: _model_name(cards[c].kind, shares) for c, shares in recipes.items()}
 
@@ -258,6 +274,14 @@ class _Models:
             self._current = (condition, model, assembly.guided_model(model, self._solver, self._guides))
         return self._current[1:]
 
+    def noise(self, condition: Condition, seeds: "torch.Tensor", shape: tuple[int, ...]) -> "torch.Tensor":
+        """Return x_T of each seed: N(0, I), or by the condition's prior."""
+        from cellbridge.runtime import noise_per_image
+
+        if self._priors:
+            return self._priors[condition].sample(seeds, shape)
+        return noise_per_image(seeds, shape, purpose="x_T")
+
     def sample(self, condition: Condition, noise: "torch.Tensor", seeds: "torch.Tensor") -> "torch.Tensor":
         """Return the images that noise becomes under a condition."""
         import torch
@@ -265,6 +289,21 @@ class _Models:
         model, denoiser = self.of(condition)
         labels = torch.full((len(noise),), model.row, dtype=torch.int64, device=noise.device)
         return self._sampler.sample(denoiser, noise, labels, seeds=seeds)
+
+
+def _priors(config: Config, base: "Base", recipes: Recipes) -> "dict[Condition, XTPrior]":
+    """Return the prior of each condition; none where noise is fresh."""
+    from cellbridge import assembly
+
+    prior = prior_run(config.x_T)
+    if prior is None:
+        return {}
+    blended = [condition.name for condition, shares in recipes.items() if shares is not None]
+    if blended:
+        raise ConfigError(
+            f"x_T = {config.x_T}: a prior is of one model, and {', '.join(blended)} is a blend. Use x_T=fresh."
+        )
+    return assembly.load_priors(prior, base=base, models=assembly.model_hashes(base, config.adapters, recipes))
 
 
 def _model_name(kind: str, shares: Mapping[Condition, float] | None) -> str:
@@ -277,7 +316,7 @@ def _generated(
     """Yield, on the main process, counts (cell, channel, y, x) and how many were clipped, condition after condition."""
     import torch
 
-    from cellbridge.runtime import autocast, noise_per_image, pick_precision
+    from cellbridge.runtime import autocast, pick_precision
 
     dtype = pick_precision(config.precision, device)
     maps, kept = info.intensity_maps(), torch.uint8 if info.full_scale <= 255 else torch.uint16
@@ -288,7 +327,7 @@ def _generated(
         models.of(condition)  # outside of autocast: weights are merged in their own precision
         seeds = torch.tensor([_seed(config, condition, number) for number in numbers], device=device)
         with torch.inference_mode(), autocast(device, dtype):
-            noise = noise_per_image(seeds, shape, purpose="x_T")
+            noise = models.noise(condition, seeds, shape)
             images = models.sample(condition, noise, seeds).float().cpu()
         counts, share = maps.to_counts(images, [plate] * len(images))
         return counts.to(kept), torch.tensor(round(share * counts.numel()))
@@ -348,6 +387,7 @@ def _write(
                 "base": models.base.sha256,
                 "adapters": [fingerprint(path) for path in config.adapters],
                 **{name: fingerprint(path) for name, path in config.solver.guides.items()},
+                **({} if (prior := prior_run(config.x_T)) is None else {"prior": fingerprint(prior)}),
             },
             "trained_on": models.plates,
             "generated": {"per_condition": config.n, "plate": plate, "share_clipped": kept.share_clipped},

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from cellbridge import processes
 from cellbridge.conditions import Condition, resolve
-from cellbridge.config import SolverConfig
+from cellbridge.config import SolverConfig, XTOrigin, prior_run
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
 from cellbridge.outputs import require_apart, require_directory
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from cellbridge.assembly import Model, ModelCard
+    from cellbridge.assembly import Base, Model, ModelCard
     from cellbridge.data.regrouping import Regrouping
     from cellbridge.data.store import Store
+    from cellbridge.diffusion.prior import XTPrior
     from cellbridge.translators.translator import Translator
     from cellbridge.typing import CellBatch
 
@@ -50,13 +51,24 @@ class Config(Section):
     """How many cells, drawn evenly over plates by the seed; None takes all."""
     method: Literal["ddib"] = "ddib"
     solver: SolverConfig = SolverConfig()
-    x_T: Literal["inverted", "fresh"] = "inverted"
+    x_T: XTOrigin = "inverted"
+    """`inverted`: the cell's own noise; `fresh`: N(0, I), which gives new cells; `prior:DIR`: new cells out of the noise that each
+    target really has, as a run of `fit-prior` found it."""
+    x_T_references: NonNegativeInt = 0
+    """Of so many cells, keep in `OUT_x_T.zarr` beside the result what their x_T is held against: x_T in twice the steps, of images
+    that the source's model generated, and of training cells. Costs five inversions of each."""
     seed: Seed = 0
     batch_size: PositiveInt = 64
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: str = "auto"
     overwrite: bool = False
-    """Replace `out`, if it is a store that `translate` made."""
+    """Replace `out`, if it is a store that `translate` made, and the references beside it."""
+
+    @model_validator(mode="after")
+    def _references_are_of_inverted_noise(self) -> "Config":
+        if self.x_T_references and self.x_T != "inverted":
+            raise ValueError(f"x_T_references are of inverted noise, found x_T = {self.x_T}; leave them out")
+        return self
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
@@ -64,12 +76,12 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
 
     Each image has a seed of its own, so the result does not depend on the batch size, nor on how many processes share the batches.
     What is translated waits on disk beside `out`, so that memory holds a few batches. The store keeps the noise `x_T` beside the
-    images, for `evaluate` to test.
+    images, for `evaluate` to test; noise of a prior is not kept, since the prior and the cell's seed give it again.
 
     Raises
     ------
-    ConditionError : a source or target that the store or the models do not know.
-    ModelError : an adapter that belongs to another base, or models that do not fit the store.
+    ConditionError : a source or target that the store or the models do not know, or that the prior was not fitted for.
+    ModelError : an adapter or a prior that belongs to another base, or models that do not fit the store.
     StoreError, RunError : `out` is taken, or is not apart from the inputs.
     """
     info = describe(config.store)
@@ -91,33 +103,25 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         models,
         source=source,
         solver=config.solver,
-        x_T=config.x_T,
+        x_T=_origin(config, base, models, targets=targets),
         targets=targets,
         guides=guides,
     )
     store = open_store(config.store)
     rows = _rows(config, store, source)
     results = _translated(config, store, translator, targets, rows, device=device)
+    seen = _trained_on(config, base.card, models, source=source, targets=targets) | guides.plates
+    attributes = _attributes(config, base, trained_on=seen)
     if not processes.is_main():
         for _ in results:
             pass
+        _write_references(config, store, rows, models[source], attributes=attributes, out=out)
         return {}
     obs = _obs(store, rows, source=source, targets=targets, model=translator.name, seed=config.seed)
-    attributes = {
-        "aliases": dict(info.aliases),
-        "made_by": code_version(),
-        "config": config.model_dump(mode="json"),
-        "inputs": {
-            "store": fingerprint(config.store),
-            "base": base.sha256,
-            "adapters": [fingerprint(a) for a in config.adapters],
-            **{name: fingerprint(path) for name, path in config.solver.guides.items()},
-        },
-        "trained_on": _trained_on(base.card, models, source=source, targets=targets) | guides.plates,
-    }
     with _regrouped(results, store, targets=len(targets), out=out) as images:
         attributes["share_clipped"] = images.share_clipped
         _write(out, store, rows, obs=obs, images=images, attributes=attributes, overwrite=config.overwrite)
+    _write_references(config, store, rows, models[source], attributes=attributes, out=out)
     return {
         "store": str(out),
         "cells": len(rows),
@@ -127,14 +131,25 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
 
 
 def _check_out(config: Config, out: Path) -> None:
-    require_apart(out, (config.store, config.base, *config.adapters, *config.solver.guides.values()))
+    prior = prior_run(config.x_T)
+    others = (*config.adapters, *config.solver.guides.values(), *([] if prior is None else [prior]))
+    require_apart(out, (config.store, config.base, *others))
     require_directory(out.parent)
+    for path in (out, _references(out)) if config.x_T_references else (out,):
+        _check_name(path, overwrite=config.overwrite)
+
+
+def _references(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_x_T.zarr")
+
+
+def _check_name(out: Path, *, overwrite: bool) -> None:
     if not is_taken(out):
         return
-    if not config.overwrite:
+    if not overwrite:
         raise StoreError(f"{out}: exists already. Remove it, choose another name, or set overwrite=true.")
     try:
-        replaceable = "share_clipped" in describe(out).attributes
+        replaceable = not {"share_clipped", "x_T_references"}.isdisjoint(describe(out).attributes)
     except StoreError:
         replaceable = False
     if not replaceable:
@@ -166,12 +181,90 @@ def _rows(config: Config, store: "Store", source: Condition) -> "np.ndarray":
     return rows if config.n is None else draw_evenly(rows, store.plates[rows], n=config.n, seed=config.seed)
 
 
+def _origin(
+    config: Config, base: "Base", models: "Mapping[Condition, Model]", *, targets: list[Condition]
+) -> "Literal['inverted', 'fresh'] | Mapping[Condition, XTPrior]":
+    """Return where x_T comes from: a word, or the prior of every target."""
+    from cellbridge import assembly
+
+    prior = prior_run(config.x_T)
+    if prior is None:
+        return "fresh" if config.x_T == "fresh" else "inverted"
+    hashes = assembly.model_hashes(base, config.adapters, targets)
+    return assembly.load_priors(prior, base=base, models=hashes)
+
+
 def _trained_on(
-    base: "ModelCard", models: "Mapping[Condition, Model]", *, source: Condition, targets: list[Condition]
+    config: Config,
+    base: "ModelCard",
+    models: "Mapping[Condition, Model]",
+    *,
+    source: Condition,
+    targets: list[Condition],
 ) -> dict[str, list[str]]:
     """Return the plates that each model behind the translation has seen, for `evaluate` to hold against those it judges on."""
+    from cellbridge import assembly
+
     used = {c.name: models[c].card for c in (source, *targets) if c in targets or models[c].card is not base}
-    return {"base": list(base.plates), **{name: list(card.plates) for name, card in used.items()}}
+    seen = {"base": list(base.plates), **{name: list(card.plates) for name, card in used.items()}}
+    prior = prior_run(config.x_T)
+    fitted = {} if prior is None else assembly.prior_plates(prior, targets)
+    return seen | {name: sorted({*seen[name], *plates}) for name, plates in fitted.items()}
+
+
+def _attributes(config: Config, base: "Base", *, trained_on: dict[str, list[str]]) -> dict[str, Any]:
+    """Return what the store says of how it was made."""
+    import torch
+
+    prior = prior_run(config.x_T)
+    last = torch.tensor([base.schedule.steps - 1.0], dtype=torch.float64)
+    return {
+        "aliases": dict(describe(config.store).aliases),
+        "made_by": code_version(),
+        "config": config.model_dump(mode="json"),
+        "inputs": {
+            "store": fingerprint(config.store),
+            "base": base.sha256,
+            "adapters": [fingerprint(a) for a in config.adapters],
+            **{name: fingerprint(path) for name, path in config.solver.guides.items()},
+            **({} if prior is None else {"prior": fingerprint(prior)}),
+        },
+        "trained_on": trained_on,
+        "alpha_T": float(base.schedule.alpha(last)),
+    }
+
+
+def _write_references(
+    config: Config, store: "Store", rows: "np.ndarray", model: "Model", *, attributes: dict[str, Any], out: Path
+) -> None:
+    """Write what x_T is held against, if it was asked for; all processes share the work."""
+    if not config.x_T_references:
+        return
+    from cellbridge import assembly
+    from cellbridge.inverting import Inverter, write_references
+    from cellbridge.runtime import pick_device, pick_precision
+
+    device = pick_device(config.device)
+    inverter = Inverter(
+        model,
+        assembly.build_inversion(config.solver),
+        device,
+        pick_precision(config.precision, device),
+        purpose="translate",
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    write_references(
+        _references(out),
+        store,
+        rows,
+        inverter,
+        sampler=assembly.build_sampler(config.solver),
+        doubled=assembly.build_inversion(config.solver.model_copy(update={"steps": 2 * config.solver.steps})),
+        attributes=attributes | {"x_T_references": config.x_T_references},
+        n=config.x_T_references,
+        overwrite=config.overwrite,
+    )
 
 
 def _translated(
@@ -195,7 +288,8 @@ def _translated(
     def work(part: "np.ndarray") -> tuple[torch.Tensor, ...]:
         with torch.inference_mode(), autocast(device, dtype):
             batch = _batch(store, part, seed=config.seed, device=device)
-            noise = (translator.encode(batch).float().cpu(),) if isinstance(translator, Ddib) else ()
+            shared = isinstance(translator, Ddib) and translator.shares_noise
+            noise = (translator.encode(batch).float().cpu(),) if shared else ()
             images = [translator.translate(batch, target=target).images.float().cpu() for target in targets]
         counts, share = store.intensity.to_counts(torch.cat(images), list(batch.plates) * len(targets))
         clipped = torch.tensor(round(share * counts.numel()))

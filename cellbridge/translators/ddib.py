@@ -18,6 +18,7 @@ from torch import Tensor
 from cellbridge.conditions import Condition
 from cellbridge.diffusion.denoiser import Denoiser
 from cellbridge.diffusion.inversion import Inversion
+from cellbridge.diffusion.prior import XTPrior
 from cellbridge.diffusion.round_trip import require_invertible
 from cellbridge.diffusion.samplers import Flow, Sampler
 from cellbridge.errors import ConditionError, did_you_mean
@@ -39,7 +40,7 @@ class Ddib(Translator):
     targets : condition → the denoiser to generate with (guided or not) and the condition's row in its embedding.
     inversion, sampler : how the two halves are solved.
     x_T : "inverted" keeps the cell; "fresh" draws noise from each image's seed instead, which gives a new cell of the target (a
-        control that shows what the inversion carries).
+        control that shows what the inversion carries); priors draw it, by the same seeds, from the law of each target's noise.
 
     Raises
     ------
@@ -56,7 +57,7 @@ class Ddib(Translator):
         *,
         inversion: Inversion = _INVERSION,
         sampler: Sampler = _SAMPLER,
-        x_T: Literal["inverted", "fresh"] = "inverted",
+        x_T: Literal["inverted", "fresh"] | Mapping[Condition, XTPrior] = "inverted",
     ):
         if x_T == "inverted":
             require_invertible(sampler)
@@ -76,7 +77,15 @@ class Ddib(Translator):
         ConditionError : no model was given for `target`.
         """
         self._model(target)
-        return self.decode(self.encode(batch), batch, target)
+        if isinstance(self.x_T, str):
+            return self.decode(self.encode(batch), batch, target)
+        noise = self.x_T[target].sample(batch.seeds, tuple(batch.images.shape[1:]))
+        return self.decode(noise.to(batch.images), batch, target)
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether all targets of a batch start from the same noise; a prior has one for each."""
+        return isinstance(self.x_T, str)
 
     def encode(self, batch: CellBatch) -> Images:
         """Return the noise x_T of each cell; the last batch's is remembered, as long as it is the same object."""
