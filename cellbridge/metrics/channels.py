@@ -102,41 +102,37 @@ def channel_evidence(
     arms = {"outputs": outputs, "sources": sources, "real": real, "control": control}
     smooth = {name: _smoothed(part.images) for name, part in arms.items()}
     described = {name: descriptors(part) for name, part in smooth.items()}
-    of_sources = smooth.pop("sources")
     stains = _stains(described, real.blocks, seed=seed)
+    settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
     each = corrected_level(len(channels), level=level)
-    settings = {"resamples": resamples, "seed": seed, "level": each}
+    faithful = _correlations(smooth["outputs"], smooth["sources"])
     evidence = []
-    for index, name in enumerate(channels):
-        empty = _below(*(_structure(smooth[arm][:, index]) for arm in smooth), reverse=False)
-        pairs = [_neighbour_likeness(smooth[arm][:, index], arms[arm].plates, seed=seed) for arm in smooth]
-        repeated = _below(*pairs, reverse=True)
-        twin, twinned = _twin(smooth, index)
-        samples = {arm: Sample(described[arm][:, index], part.plates, part.blocks) for arm, part in arms.items()}
-        effect, changes = _effect(samples, resamples=resamples, seed=seed, level=each)
+    for index in range(len(channels)):
+        looks = _Looks({name: part[:, index] for name, part in smooth.items()}, arms, each)
+        samples = {name: Sample(described[name][:, index], part.plates, part.blocks) for name, part in arms.items()}
+        effect, changes = _effect(samples, level=each, **settings)
         seen, of_real = stains["outputs"][:, index], stains["real"][:, index]
         most = int(np.bincount(seen, minlength=len(channels)).argmax())
+        twin, twinned = _twin(smooth, index)
+        rest = _rest(real.blocks, seed=seed)
         found = ChannelEvidence(
-            channel=name,
-            empty=share(empty, outputs.blocks, **settings),
-            repeated=share(repeated, outputs.blocks, **settings),
+            channel=channels[index],
+            empty=looks.share(looks.empty(), **settings),
+            repeated=looks.share(looks.repeated(seed=seed), **settings),
             changes=changes,
             effect=effect,
             seen_as=channels[most],
-            seen=share(seen == most, outputs.blocks, **settings),
-            own_real=share(of_real == index, _rest(real.blocks, seed=seed), **settings),
+            seen=looks.share(seen == most, **settings),
+            own_real=share(of_real == index, rest, level=each, **settings),
             twin=None if twin is None else channels[twin],
-            twinned=None if twin is None else share(twinned, outputs.blocks, **settings),
+            twinned=None if twin is None else looks.share(twinned, **settings),
             findings=(),
         )
-        blocks = (outputs.blocks, _rest(real.blocks, seed=seed))
-        rarer = most != index and _above(share_difference(seen == most, of_real == most, blocks, level=each), 0.0)
-        evidence.append((found, rarer))
-    of = {
-        name: float(_correlation(smooth["outputs"][:, index], of_sources[:, index]).mean())
-        for index, name in enumerate(channels)
-    }
-    return [_named(found, rarer, of) for found, rarer in evidence]
+        rarer = share_difference(seen == most, of_real == most, (outputs.blocks, rest), level=each)
+        second_hand = twin is not None and faithful[index] <= faithful[twin]
+        words = _words(found, stain=most != index and _above(rarer, 0.0), second_hand=second_hand)
+        evidence.append(replace(found, findings=words))
+    return evidence
 
 
 def descriptors(images: Floats) -> NDArray[np.float64]:
@@ -165,27 +161,50 @@ def descriptors(images: Floats) -> NDArray[np.float64]:
     return np.stack(parts, axis=2)
 
 
-def _named(found: ChannelEvidence, other_stain: bool, faithful: dict[str, float]) -> ChannelEvidence:
+def _words(found: ChannelEvidence, *, stain: bool, second_hand: bool) -> tuple[str, ...]:
     """Put into words what the intervals exclude.
 
-    Of two channels that repeat one another, the one that is less like its own source is the one that was replaced.
+    Parameters
+    ----------
+    stain : whether outputs are taken for another stain more often than real cells are.
+    second_hand : whether the channel is less like its own source than its twin is: of two that repeat one another, this one was replaced.
     """
-    words = []
     if _above(found.empty, 0.5):
-        words.append("dropped: most outputs have less structure here than real cells")
-    else:
-        if _above(found.repeated, 0.5):
-            words.append("the same in all cells")
-        twinned = found.twinned is not None and _above(found.twinned, 0.5)
-        if twinned and found.twin is not None and faithful[found.channel] <= faithful[found.twin]:
-            words.append(f"repeats {found.twin}")
-        if other_stain and _above(found.seen, 0.5):
-            words.append(f"replaced: most outputs look like {found.seen_as}")
+        return ("dropped: most outputs have less structure here than real cells",)
+    words = []
+    if _above(found.repeated, 0.5):
+        words.append("the same in all cells")
+    if second_hand and found.twinned is not None and _above(found.twinned, 0.5):
+        words.append(f"repeats {found.twin}")
+    if stain and _above(found.seen, 0.5):
+        words.append(f"replaced: most outputs look like {found.seen_as}")
     slope = found.effect.slope
     if found.changes and not words and slope is not None and slope.low is not None and slope.high is not None:
         none_of_it = slope.low <= 0 and slope.high < 1
         words += ["does not change as real cells do"] * none_of_it
-    return replace(found, findings=tuple(words))
+    return tuple(words)
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """One smoothed channel of all cells, and what is unusual about the outputs'."""
+
+    channel: dict[str, NDArray[np.float64]]
+    arms: dict[str, Stained]
+    level: float
+
+    def empty(self) -> NDArray[np.bool_]:
+        """Return which outputs have little structure."""
+        of = {name: part.std(axis=(1, 2)) for name, part in self.channel.items()}
+        return _below(of["outputs"], of["real"], of["control"])
+
+    def repeated(self, *, seed: int) -> NDArray[np.bool_]:
+        """Return which outputs are very like another one of their plate."""
+        of = {name: _neighbour_likeness(part, self.arms[name].plates, seed=seed) for name, part in self.channel.items()}
+        return _beyond(of["outputs"], of["real"], of["control"])
+
+    def share(self, hits: NDArray[np.bool_], *, resamples: int, seed: int) -> Estimate:
+        return share(hits, self.arms["outputs"].blocks, resamples=resamples, seed=seed, level=self.level)
 
 
 def _above(found: Estimate, value: float) -> bool:
@@ -213,15 +232,19 @@ def _smoothed(images: Floats) -> NDArray[np.float64]:
     return np.asarray(gaussian_filter(images.astype(np.float64), (0, 0, 1.0, 1.0)))
 
 
-def _structure(channel: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(channel.std(axis=(1, 2)))
-
-
-def _below(outputs: NDArray[np.float64], *real: NDArray[np.float64], reverse: bool) -> NDArray[np.bool_]:
-    """Return which outputs lie below the lower 5 % of every kind of real cells; above the upper 5 % with `reverse`."""
-    if reverse:
-        return outputs > max(float(np.quantile(part, LEVEL)) for part in real)
+def _below(outputs: NDArray[np.float64], *real: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which outputs lie below the lower 5 % of every kind of real cells."""
     return outputs < min(float(np.quantile(part, 1 - LEVEL)) for part in real)
+
+
+def _beyond(outputs: NDArray[np.float64], *real: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which outputs lie above the upper 5 % of every kind of real cells."""
+    return outputs > max(float(np.quantile(part, LEVEL)) for part in real)
+
+
+def _correlations(outputs: Floats, sources: Floats) -> list[float]:
+    """Return how like its source each channel is, mean over cells."""
+    return [float(_correlation(outputs[:, index], sources[:, index]).mean()) for index in range(outputs.shape[1])]
 
 
 def _neighbour_likeness(channel: NDArray[np.float64], plates: NDArray[Any], *, seed: int) -> NDArray[np.float64]:
@@ -249,8 +272,8 @@ def _twin(smooth: dict[str, NDArray[np.float64]], index: int) -> tuple[int | Non
     for other in range(smooth["outputs"].shape[1]):
         if other == index:
             continue
-        likeness = [_correlation(part[:, index], part[:, other]) for part in smooth.values()]
-        found = _below(*likeness, reverse=True)
+        of = {name: _correlation(part[:, index], part[:, other]) for name, part in smooth.items()}
+        found = _beyond(of["outputs"], of["real"], of["control"])
         if best is None or found.mean() > chosen.mean():
             best, chosen = other, found
     return best, chosen

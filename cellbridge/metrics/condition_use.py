@@ -230,6 +230,9 @@ class ShuffledGap:
     hits: Estimate
     log_odds: Estimate
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"hits": self.hits.to_dict(), "log_odds": self.log_odds.to_dict()}
+
 
 def shuffled_gap(
     logits: Floats, shuffled: Floats, blocks: Blocks, *, target: int, control: int, level: float = LEVEL

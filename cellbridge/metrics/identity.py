@@ -25,6 +25,7 @@ class Retrieval:
     median_rank : of the own source; 1 is the nearest.
     auc : share of other sources that lie farther than the own one, ties counting half; exactly 1/2 by chance, whatever the number of sources.
     gallery : mean number of sources that an output is compared with.
+    ranks : (n,), of each output's own source; ties share their mean rank.
     """
 
     top_1: Estimate
@@ -32,6 +33,7 @@ class Retrieval:
     median_rank: Estimate
     auc: Estimate
     gallery: float
+    ranks: NDArray[np.float64]
 
     def to_dict(self) -> dict[str, Any]:
         numbers = {"chance": self.chance, "gallery": self.gallery}
@@ -107,6 +109,7 @@ def identity_retrieval(
         median_rank=median(rank, blocks, level=level, **settings),
         auc=bootstrap(auc, lambda means: means[:, 0], blocks, level=level, **settings),
         gallery=float(gallery.mean()),
+        ranks=rank,
     )
 
 

@@ -84,36 +84,59 @@ def plate_leak(
     halves = halves_of_wells(control.plates, wells[1], seed=seed)
     if len(names) < 2 or halves is None:
         return None
-    of_well = dict(zip(wells[1].tolist(), halves.tolist(), strict=True))
-    labels = np.searchsorted(names, np.asarray(control.plates))
-    side = np.array([of_well.get(well, False) for well in wells[0].tolist()])
-    logits = np.zeros((len(outputs.features), len(names)))
-    of_control = np.zeros((len(control.features), len(names)))
-    of_real = None if real is None or len(real.features) == 0 else np.zeros((len(real.features), len(names)))
-    for half in (False, True):
-        told = np.flatnonzero(halves == half)
-        told = np.sort(np.random.default_rng([seed, 9]).permutation(told)[:_MOST])
-        ask = _classifier(control.features[told], labels[told])
-        of_control[halves != half] = ask(control.features[halves != half])
-        logits[side != half] = ask(outputs.features[side != half])
-        if of_real is not None and real is not None:
-            of_real += ask(real.features) / 2
+    seen, of_control, of_real = _asked(outputs, control, real, names=names, halves=_Halves(*wells, halves), seed=seed)
     settings = {"resamples": resamples, "seed": seed}
-    seen, true = logits.argmax(axis=1), _codes(names, outputs.plates)
+    true = _codes(names, outputs.plates)
     own_real = gap = None
     if of_real is not None and real is not None:
-        known = of_real.argmax(axis=1) == _codes(names, real.plates)
+        known = of_real == _codes(names, real.plates)
         own_real = share(known, real.blocks, level=level, **settings)
         gap = share_difference(seen == true, known, (outputs.blocks, real.blocks), level=level)
     return PlateLeak(
         plates=tuple(map(str, names)),
-        accuracy=balanced_accuracy(of_control.argmax(axis=1), labels, control.blocks, **settings),
+        accuracy=balanced_accuracy(of_control, _codes(names, control.plates), control.blocks, **settings),
         chance=1 / len(names),
         own=share(seen == true, outputs.blocks, level=level, **settings),
         own_real=own_real,
         gap=gap,
         wrong=_most_wrong(names, seen, true),
     )
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """Names of the wells of outputs' sources and of control cells, and which control cells lie in the second half of the wells."""
+
+    of_outputs: NDArray[Any]
+    of_control: NDArray[Any]
+    second: NDArray[np.bool_]
+
+    def of_sources(self) -> NDArray[np.bool_]:
+        """Return which outputs' sources lie in the second half; a well that is not among the control's counts as of the first."""
+        side = dict(zip(self.of_control.tolist(), self.second.tolist(), strict=True))
+        return np.array([side.get(well, False) for well in self.of_outputs.tolist()])
+
+
+def _asked(
+    outputs: Sample, control: Sample, real: Sample | None, *, names: NDArray[Any], halves: _Halves, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return which plate outputs, control cells and real target cells are taken for, each by a classifier that was not told of their wells."""
+    labels, side = _codes(names, control.plates), halves.of_sources()
+    seen, of_control = np.zeros(len(outputs.features), np.int64), np.zeros(len(control.features), np.int64)
+    of_real = None if real is None or len(real.features) == 0 else np.zeros((len(real.features), len(names)))
+    for half in (False, True):
+        told = np.flatnonzero(halves.second == half)
+        told = np.sort(np.random.default_rng([seed, 9]).permutation(told)[:_MOST])
+        ask = _classifier(control.features[told], labels[told])
+        for answers, features, other in (
+            (of_control, control.features, halves.second != half),
+            (seen, outputs.features, side != half),
+        ):
+            if other.any():
+                answers[other] = ask(features[other]).argmax(axis=1)
+        if of_real is not None and real is not None:
+            of_real += ask(real.features)
+    return seen, of_control, None if of_real is None else np.asarray(of_real.argmax(axis=1))
 
 
 def halves_of_wells(plates: NDArray[Any], wells: NDArray[Any], *, seed: int) -> NDArray[np.bool_] | None:
