@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_backbones import build, call, configured, noisy, without_gradient
 
+from cellbridge import assembly
 from cellbridge.errors import ConfigError, ModelError
 from cellbridge.networks.conditioning import late
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
@@ -22,6 +23,10 @@ BACKBONES = {
     "dit": ("dit", "added", "DiTTransformer2DModel"),
     "dit, tokens": ("dit", "cross_attention", "PixArtTransformer2DModel"),
 }
+
+
+def test_every_backbone_of_the_registry_is_here():
+    assert {backbone for backbone, *_ in BACKBONES.values()} == set(assembly.BACKBONES)
 
 
 @pytest.fixture(params=BACKBONES)

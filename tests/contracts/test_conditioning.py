@@ -1,12 +1,14 @@
 """What every conditioning scheme keeps: nulls for what is not known, its own scale, files, and that the condition is heard."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_backbones import NAMES, PLATES, build, call, configured, noisy, table, without_gradient
 
+from cellbridge import assembly
 from cellbridge.adapters import lora
 from cellbridge.config import ConditioningConfig, NetworkConfig
 from cellbridge.errors import ConfigError
@@ -30,6 +32,18 @@ SCHEMES = {
     "cross-attention, characters": ("cross_attention_unet", "cross_attention", {"compound": "characters"}),
     "cross-attention, fingerprint": ("dit", "cross_attention", {"compound": "fingerprint"}),
 }
+
+
+def test_every_scheme_token_and_encoder_of_the_configuration_is_here():
+    chosen = [configured(backbone, scheme, **{"tokens": ALL, **own}) for backbone, scheme, own in SCHEMES.values()]
+    found = [config.conditioning for config in chosen]
+    fields = ConditioningConfig.model_fields
+    assert {one.scheme for one in found} == set(get_args(fields["scheme"].annotation))
+    assert {one.compound for one in found} == set(get_args(fields["compound"].annotation))
+    assert {token for one in found for token in one.parts} == {"compound", "dose", "plate", "time"}
+    assert {config.backbone for config in chosen} == set(assembly.BACKBONES)
+
+
 READERS = [name for name in SCHEMES if "characters" in name or "fingerprint" in name]
 
 

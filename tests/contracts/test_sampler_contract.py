@@ -1,10 +1,13 @@
 """What every sampler keeps: it sees a denoiser alone, says how often it calls it, and an image depends on its own seed only."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
+from cellbridge import assembly
+from cellbridge.config import SolverConfig
 from cellbridge.diffusion.ancestral import Ddim, Ddpm
 from cellbridge.diffusion.denoiser import Denoiser
 from cellbridge.diffusion.multistep import DpmSolverPlusPlus, Pndm
@@ -28,6 +31,24 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++, quadratic": DpmSolverPlusPlus(STEPS, grid="quadratic"),
 }
 STOCHASTIC = {name for name in SAMPLERS if name.startswith("ddpm") or "eta" in name}
+
+
+def test_every_sampler_of_the_registry_is_here():
+    """As are all there are of the interface, and of their settings all that are an option of the solver."""
+    grids = {"pndm": "uniform"}
+    built = {
+        name: assembly.build_sampler(SolverConfig(method=name, grid=grids.get(name, "quadratic")))
+        for name in assembly.SAMPLERS
+    }
+    assert set(assembly.SAMPLERS) == set(get_args(SolverConfig.model_fields["method"].annotation))
+    assert (
+        {type(one) for one in built.values()}
+        == {type(one) for one in SAMPLERS.values()}
+        == set(Sampler.__subclasses__())
+    )
+    assert {one.grid for one in SAMPLERS.values() if hasattr(one, "grid")} == set(
+        get_args(SolverConfig.model_fields["grid"].annotation)
+    )
 
 
 def test_samplers_say_whether_they_add_noise():

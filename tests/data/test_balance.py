@@ -38,6 +38,14 @@ def test_effective_numbers_and_class_masses_are_those_of_the_paper_at_beta_0_999
     )
 
 
+@pytest.mark.parametrize(("beta", "mean"), [(0.99, 0.671), (0.999, 0.165), (0.9999, 0.080)])
+def test_weights_that_add_up_to_the_number_of_classes_would_shrink_the_loss(beta, mean):
+    """The paper's normalisation; ours has a mean of 1 over the cells."""
+    weights = effective_number_weights(N, beta=beta)
+    cui = 3 * weights / weights.sum()
+    assert float((cui * torch.tensor(N)).sum()) / 5550 == pytest.approx(mean, abs=6e-4)
+
+
 def test_beta_zero_weighs_all_alike_and_beta_one_by_inverse_frequency():
     torch.testing.assert_close(effective_number_weights(N, beta=0.0), torch.ones(3, dtype=torch.float64))
     inverse = torch.tensor([5550 / 3 / n for n in N], dtype=torch.float64)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cellbridge.diffusion.classifier_guidance import (
+    LEAST_SIGNAL,
     ClassifierGuidance,
     EmbeddingDistance,
     log_probability_gradient,
@@ -97,6 +98,20 @@ def test_where_no_signal_is_left_the_estimate_is_left_alone():
     guided = ClassifierGuidance(denoiser, lambda x_t, t: torch.cat([x_t, -x_t], dim=1).flatten(1))
     assert torch.equal(guided(*noisy(999.0)), denoiser(*noisy(999.0)))
     assert torch.isfinite(guided(*noisy(998.0))).all()
+
+
+def test_a_class_of_its_own_order_is_followed_in_place_of_the_label():
+    denoiser, (x_t, t, labels) = TwoClasses(), noisy(400.0)
+    flipped = ClassifierGuidance(denoiser, lambda x, t: denoiser.logits(x, t).flip(1), target=1)
+    expected = ClassifierGuidance(denoiser, denoiser.logits)(x_t, t, torch.zeros_like(labels))
+    assert torch.allclose(flipped(x_t, t, labels), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("t", "guided"), [(953.0, True), (954.0, False)])
+def test_a_gradient_is_followed_as_long_as_there_is_the_least_signal(t, guided):
+    denoiser = TwoClasses()
+    found = ClassifierGuidance(denoiser, denoiser.logits, least_signal=LEAST_SIGNAL)(*noisy(t))
+    assert torch.equal(found, denoiser(*noisy(t))) != guided
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

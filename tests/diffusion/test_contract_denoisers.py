@@ -1,8 +1,12 @@
 """What every denoiser keeps: shape, gradients, independence of its batch, and the global random state."""
 
+import importlib
+import pkgutil
+
 import pytest
 import torch
 
+from cellbridge import diffusion
 from cellbridge.config import NetworkConfig
 from cellbridge.diffusion.classifier_guidance import ClassifierGuidance
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
@@ -40,9 +44,20 @@ DENOISERS = {
     "guided in an interval": lambda: in_interval(network_denoiser("v")),
     "guided by a classifier": lambda: ClassifierGuidance(network_denoiser("v"), by_brightness),
     "guided by a weaker self": lambda: Autoguidance(network_denoiser("v"), network_denoiser("x_0"), 1.5),
+    "guided by a weaker self of other rows": lambda: Autoguidance(
+        network_denoiser("v"), network_denoiser("x_0"), 1.5, weaker_label=2
+    ),
     "clipped": lambda: Clipping(network_denoiser("v"), 2.0),
     "thresholded": lambda: DynamicThresholding(network_denoiser("v"), percentile=0.9),
 }
+
+
+def test_every_denoiser_of_the_diffusion_part_is_here():
+    for module in pkgutil.iter_modules(diffusion.__path__, "cellbridge.diffusion."):
+        importlib.import_module(module.name)
+    own = {kind for kind in Denoiser.__subclasses__() if kind.__module__.startswith("cellbridge.diffusion.")}
+    inner = {type(part) for build in DENOISERS.values() for part in build().modules() if isinstance(part, Denoiser)}
+    assert inner == own
 
 
 @pytest.fixture(params=DENOISERS)

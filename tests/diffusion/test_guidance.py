@@ -135,6 +135,13 @@ def test_autoguidance_of_scale_one_is_the_model_bit_for_bit_and_does_not_ask_the
     assert weak.calls == 0
 
 
+def test_a_weaker_self_whose_rows_are_others_is_asked_for_its_own():
+    guided = Autoguidance(ByLabel(), ByLabel(), 2.0, weaker_label=7)
+    x_t, t, labels = torch.zeros(3, 1, 2, 2), torch.full((3,), 500.0), torch.tensor([1, 2, 3])
+    expected = (2.0 * labels - 7.0).view(-1, 1, 1, 1).expand_as(x_t) / 3
+    assert torch.allclose(guided(x_t, t, labels), expected, atol=1e-6)
+
+
 def test_a_weaker_self_of_another_schedule_is_refused():
     with pytest.raises(ModelError, match="another noise schedule"):
         Autoguidance(Erring(0.1), Erring(0.1, "linear"), 2.0)

@@ -103,6 +103,25 @@ def test_epsilon_at_zero_terminal_snr_is_refused_and_diffusers_gives_an_image_th
     assert not torch.isfinite(theirs.step(epsilon, 999, noise).prev_sample).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "betas", "t", "published"),
+    [
+        ("scaled_linear", {"beta_start": 1e-4, "beta_end": 2e-2}, 999, 36.9),
+        ("scaled_linear", {}, 999, 14.6),
+        ("cosine", {}, 980, 33.8),
+        ("cosine", {}, 900, 6.4),
+    ],
+)
+def test_an_error_of_epsilon_grows_in_the_image_by_the_published_factor(kind, betas, t, published):
+    from cellbridge.diffusion.schedule import make_schedule
+
+    x_t, error, _ = draw(0.0)
+    at = torch.full((3,), float(t), dtype=torch.float64)
+    alpha, sigma = make_schedule(kind, 1000, **betas).coefficients(at, x_t)
+    images = [to_x_0("epsilon", output, x_t, alpha=alpha, sigma=sigma) for output in (error, 0 * error)]
+    assert ((images[0] - images[1]).norm() / error.norm()).item() == pytest.approx(published, abs=0.05)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_of_the_prediction_grows_in_the_image_by_the_published_factor(kind):
     """|d x_0| / |d output| at T - 1: 157 for epsilon on the linear schedule, 20,291 on the cosine; at most 1 for v and x_0."""

@@ -31,6 +31,13 @@ def test_alpha_bar_has_the_published_values(kind, steps, index, expected):
     assert schedule.alpha(at(schedule, index)).item() ** 2 == pytest.approx(expected, rel=5e-9)
 
 
+@pytest.mark.parametrize("steps", [100, 4000])
+def test_betas_of_another_number_of_steps_are_scaled_by_a_thousand_over_it(steps):
+    betas = make_schedule("linear", steps).betas
+    assert betas[[0, -1]].tolist() == pytest.approx([0.1 / steps, 20 / steps], rel=1e-9)
+    assert betas.diff().std() < 1e-12
+
+
 def test_the_cosine_schedule_caps_exactly_one_beta():
     alpha_bar = make_schedule("cosine", 1000).alpha_bar
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]

@@ -33,6 +33,19 @@ def test_the_uniform_grid_is_the_trailing_spacing_of_diffusers():
     assert torch.allclose(times[1:].flip(0), scheduler.timesteps.double(), atol=1e-9)
 
 
+@pytest.mark.parametrize(("steps", "last"), [(50, 980), (150, 894)])
+def test_diffusers_default_spacing_never_reaches_the_noisiest_time_and_every_grid_of_ours_does(steps, last):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(timestep_spacing="leading")
+    scheduler.set_timesteps(steps)
+    schedule = make_schedule("linear", 1000)
+    assert scheduler.timesteps[0] == last
+    assert schedule.alpha_bar[980].sqrt().item() == pytest.approx(0.0077, abs=5e-5)
+    for grid in ("uniform", "quadratic", "log_snr"):
+        assert solver_times(schedule, steps=steps, grid=grid)[-1] == 999
+
+
 def test_the_log_snr_grid_has_equal_steps_above_its_first():
     schedule = make_schedule("cosine", 1000)
     times = solver_times(schedule, steps=20, grid="log_snr")

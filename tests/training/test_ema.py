@@ -10,6 +10,10 @@ def test_warm_up_begins_with_the_weights_themselves():
     assert ema.warmed_decay(10**6, 0.999) == 0.999
 
 
+def test_an_average_of_long_memory_forgets_half_in_the_published_number_of_steps():
+    assert ema.warmed_decay(10**6, 0.9999) ** 6931 == pytest.approx(0.5, rel=1e-4)
+
+
 def test_average_of_a_constant_is_that_constant():
     weights = [torch.randn(7, generator=torch.Generator().manual_seed(0))]
     average = [weights[0].clone()]
