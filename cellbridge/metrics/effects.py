@@ -99,7 +99,7 @@ def against_control(sample: Sample, control: Sample) -> NDArray[np.float64]:
     ------
     ValueError : a plate has no control cell.
     """
-    lacking = sorted(set(sample.plates) - set(control.plates))
+    lacking = sorted({str(plate) for plate in sample.plates} - {str(plate) for plate in control.plates})
     if lacking:
         raise ValueError(
             f"plate(s) {lacking} have no control cell; effects are measured against the same plate's control"
