@@ -3,6 +3,8 @@
 With this cost the regularisation of an entropic coupling is the squared volatility of the Brownian reference process, reg = ε = σ².
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -42,11 +44,8 @@ def transport_cost(source: Tensor, target: Tensor, *, dtype: torch.dtype = torch
         )
     # Autocast would round the product to 8 bits; on CUDA float32 may mean TF32, 10 bits, and float64 of this size costs little.
     work = wide(x.device) if x.device.type == "cuda" else dtype
-    with torch.autocast(x.device.type, enabled=False):
-        centre = (x.sum(0, dtype=wide(x.device)) + y.sum(0, dtype=wide(x.device))) / (len(x) + len(y))
-        x, y = (rows.to(work) - centre.to(work) for rows in (x, y))
-        norms = _half_squares(x)[:, None] + _half_squares(y)
-        cost = torch.addmm(norms.to(work), x, y.T, alpha=-1)
+    with full_precision(x.device):
+        cost, norms = _by_product(x, y, work)
         return _mend(cost, x, y, norms=norms).clamp_min_(0).to(dtype)
 
 
@@ -80,7 +79,7 @@ def project(rows: Tensor, projection: Float[Tensor, "dimension width"]) -> Float
     flat = _rows(rows, "rows")
     if flat.shape[1] != len(projection):
         raise CouplingError(f"rows have {flat.shape[1]} numbers, the projection was drawn for {len(projection)}.")
-    with torch.autocast(flat.device.type, enabled=False):
+    with full_precision(flat.device):
         return flat.float() @ projection.to(flat.device)
 
 
@@ -104,20 +103,36 @@ def _rows(images: Tensor, side: str) -> Tensor:
     return flat
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a region that a surrounding autocast does not reach."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def _half_squares(rows: Tensor) -> Tensor:
     dtype = wide(rows.device)
     return torch.cat([part.to(dtype).square().sum(1) for part in rows.split(_CHUNK)]) / 2
 
 
+def _by_product(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Cost, Tensor]:
+    """Return the cost by a matrix product, and ½|x|² + ½|y|² around the mean of all rows, of which cancellation leaves it."""
+    fine = wide(x.device)
+    centre = ((x.sum(0, dtype=fine) + y.sum(0, dtype=fine)) / (len(x) + len(y))).to(dtype)
+    x, y = x.to(dtype) - centre, y.to(dtype) - centre
+    norms = _half_squares(x)[:, None] + _half_squares(y)
+    return torch.addmm(norms.to(dtype), x, y.T, alpha=-1), norms
+
+
 def _mend(cost: Cost, x: Tensor, y: Tensor, *, norms: Tensor) -> Cost:
-    """Compute anew what cancellation has spoilt: few entries from their differences, many by a product in float64."""
+    """Compute anew what cancellation has spoilt: few entries from the differences of rows, many by a product in float64."""
     if cost.is_meta:
         return cost
     lost = cost < norms.to(cost.dtype) * (torch.finfo(cost.dtype).eps / _DIGITS_KEPT)
     if int(lost.sum()) > 4 * (len(x) + len(y)) and cost.dtype != wide(cost.device):
-        fine = [rows.to(wide(cost.device)) for rows in (x, y)]
-        return _mend(torch.addmm(norms, fine[0], fine[1].T, alpha=-1), *fine, norms=norms)
+        finer, norms = _by_product(x, y, wide(cost.device))
+        return _mend(finer, x, y, norms=norms)
     rows, columns = lost.nonzero(as_tuple=True)
     for of_x, of_y in zip(rows.split(_CHUNK), columns.split(_CHUNK), strict=True):
-        cost[of_x, of_y] = _half_squares(x[of_x] - y[of_y]).to(cost.dtype)
+        cost[of_x, of_y] = _half_squares(x[of_x].to(cost.dtype) - y[of_y].to(cost.dtype)).to(cost.dtype)
     return cost

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cellbridge.errors import CouplingError, NumericalError
-from cellbridge.transport.cost import Cost, spread, wide
+from cellbridge.transport.cost import Cost, full_precision, spread, wide
 from cellbridge.transport.entropic import Problem, plan_of
 from cellbridge.transport.sinkhorn import Method, Solution, approach, finish
 
@@ -100,7 +100,7 @@ def couple(
             )
         return exact(cost, a=a, b=b)
     reg = _check_reg(reg, cost, reg_unit)
-    with torch.autocast(cost.device.type, enabled=False):
+    with full_precision(cost.device):
         problem = Problem(cost.detach().to(a.dtype) / reg, a.log(), b.log(), tau)
         sweeps: Method = "log" if method == "log" else "stabilised"
         potentials, used = approach(problem, method=sweeps, tolerance=tolerance)

@@ -10,6 +10,7 @@ Cuturi 2013, "Sinkhorn distances", arXiv:1306.0895; Chizat et al. 2018, "Scaling
 arXiv:1607.05816.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -63,3 +64,10 @@ def asked_marginals(problem: Problem, potentials: Potentials) -> tuple[Tensor, T
 def columns_met(problem: Problem, f: Tensor) -> Tensor:
     """Return the g with which a plan has b as its second marginal, computed in the log domain."""
     return -torch.logsumexp((f + problem.log_a)[:, None] - problem.cost, dim=0)
+
+
+def falling_factors(cost: Tensor, *, by: float) -> list[float]:
+    """Return factors on reg, from where costs (in units of reg) are of the order of 10 of it down to 1, each lower `by` that much."""
+    spread = float(cost.max() - cost.min())
+    count = max(0, math.ceil(math.log(max(spread, 1.0) / 10, by)))
+    return [by**power for power in range(count, -1, -1)]

@@ -1,9 +1,19 @@
 """Newton's method for a balanced entropic plan, where sweeps would take thousands."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from cellbridge.transport.entropic import Potentials, Problem, columns_met, plan_of
+from cellbridge.transport.entropic import Potentials, Problem, columns_met, falling_factors, plan_of
+
+FEW_STEPS = 20
+"""Steps after which Newton's method may be taken to have begun too far off."""
+
+_MOST_LAST_STEPS = 50
+
+_CLOSE = 1e-3
+"""Residual at which reg may fall on."""
 
 _RIDGE = 1e-12
 """What is added to the Hessian, relative to its diagonal: parts of a plan that hardly exchange mass leave it singular in float64."""
@@ -34,6 +44,31 @@ def newton(problem: Problem, potentials: Potentials, *, tolerance: float, most: 
             break
         potentials, value = found
     return potentials, steps
+
+
+def newton_along_reg(
+    problem: Problem, potentials: Potentials, *, tolerance: float, most: int
+) -> tuple[Potentials, int]:
+    """Follow the solution from where reg is of the order of the costs down to its value, halving it: three to five Newton steps each.
+
+    Where Newton's method does not converge from the potentials that sweeps have left, at a reg of some 1e-4 of the costs, this does.
+
+    Parameters
+    ----------
+    potentials : what to return should no step be left; the path begins anew.
+    """
+    followed, used = Potentials(torch.zeros_like(potentials.f), potentials.g), 0
+    for factor in falling_factors(problem.cost, by=2.0):
+        start = Potentials(followed.f / factor, followed.g / factor)
+        stage, last = replace(problem, cost=problem.cost / factor), factor == 1
+        allowed = min(most - used, _MOST_LAST_STEPS if last else FEW_STEPS)
+        followed, steps = newton(stage, start, tolerance=tolerance if last else _CLOSE, most=allowed)
+        followed, used = Potentials(followed.f * factor, followed.g * factor), used + steps
+        if used >= most:
+            break
+    else:
+        return followed, used
+    return potentials, used
 
 
 def _newton_direction(plan: Tensor, rows: Tensor, gradient: Tensor, log_b: Tensor) -> Tensor:

@@ -17,8 +17,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cellbridge.transport.entropic import Potentials, Problem, asked_marginals, columns_met, plan_of, residual
-from cellbridge.transport.newton import newton
+from cellbridge.transport.entropic import (
+    Potentials,
+    Problem,
+    asked_marginals,
+    columns_met,
+    falling_factors,
+    plan_of,
+    residual,
+)
+from cellbridge.transport.newton import FEW_STEPS, newton, newton_along_reg
 
 Method = Literal["log", "stabilised"]
 
@@ -35,8 +43,6 @@ _SWEEPS_A_STAGE = 10
 
 _SWEEPS_BEFORE_NEWTON = 100
 """Sweeps at the final reg; where they have not converged by then, they would take thousands more."""
-
-_NEWTON_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def solve(problem: Problem, *, method: Method, tolerance: float, max_iterations:
 def approach(problem: Problem, *, method: Method, tolerance: float) -> tuple[Potentials, int]:
     """Bring reg down to its value in stages of a few sweeps each, the last of them at that value."""
     potentials, used = Potentials(torch.zeros_like(problem.log_a), torch.zeros_like(problem.log_b)), 0
-    for factor in _stages(problem.cost):
+    for factor in falling_factors(problem.cost, by=_SCALING):
         stage = replace(problem, cost=problem.cost / factor, tau=_tau_at(problem.tau, factor))
         potentials = Potentials(potentials.f / factor, potentials.g / factor)
         potentials, sweeps = _SWEEPS[method](stage, potentials, tolerance=tolerance / 2, most=_SWEEPS_A_STAGE)
@@ -88,8 +94,10 @@ def finish(
     # Halved, since float32 in the kernel stands between its marginals and those of the plan.
     potentials, used = _SWEEPS[method](problem, potentials, tolerance=tolerance / 2, most=sweeps)
     off = residual(problem, potentials)
-    if off > tolerance and problem.tau == 1.0:
-        potentials, steps = newton(problem, potentials, tolerance=tolerance, most=min(_NEWTON_STEPS, most - used))
+    for attempt, allowed in ((newton, FEW_STEPS), (newton_along_reg, most)) if problem.tau == 1.0 else ():
+        if not off > tolerance or used >= most:
+            break
+        potentials, steps = attempt(problem, potentials, tolerance=tolerance, most=min(allowed, most - used))
         off, used = residual(problem, potentials), used + steps
     return Solution(plan_of(problem, potentials), potentials, off, already + used)
 
@@ -99,13 +107,6 @@ def log_sweep(problem: Problem, potentials: Potentials) -> Potentials:
     f = -problem.tau * torch.logsumexp(potentials.g + problem.log_b - problem.cost, dim=1)
     g = problem.tau * columns_met(problem, f)
     return _shifted(problem, Potentials(f, g))
-
-
-def _stages(cost: Tensor) -> list[float]:
-    """Return factors by which reg is larger at first, falling to 1."""
-    largest = float(cost.max() - cost.min())
-    count = max(0, math.ceil(math.log(max(largest, 1.0) / 10, _SCALING)))
-    return [_SCALING**power for power in range(count, -1, -1)]
 
 
 def _tau_at(tau: float, factor: float) -> float:
