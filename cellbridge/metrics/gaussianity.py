@@ -5,18 +5,18 @@ stand beside them, Holm-corrected. Random projections and a Kolmogorov-Smirnov t
 what goes wrong in practice (a weak common factor, a low-frequency leak, another variance in the background).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellbridge.metrics import noise_properties
-from cellbridge.metrics.intervals import Blocks, Estimate, percentile_interval, resampled_means
+from cellbridge.metrics.intervals import Blocks, percentile_interval, resampled_means
 from cellbridge.metrics.noise_properties import Property
 from cellbridge.metrics.spectrum import radial_spectrum
 
-__all__ = ["Change", "Test", "battery", "changes", "holm", "radial_spectrum"]
+__all__ = ["Test", "battery", "drawn_effects", "holm", "properties", "radial_spectrum"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,6 @@ class Test:
         return {**self.__dict__, "state": self.state}
 
 
-@dataclass(frozen=True)
-class Change:
-    """How an effect differs between two noises of the same cells."""
-
-    name: str
-    before: float
-    after: float
-    difference: Estimate
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**self.__dict__, "difference": self.difference.to_dict()}
-
-
 def battery(
     x_T: NDArray[np.floating],
     *,
@@ -95,40 +81,14 @@ def battery(
     ------
     ValueError : fewer than two images, or x_T is not finite.
     """
-    found = _properties(x_T, x_0=x_0, foreground=foreground)
+    found = properties(x_T, x_0=x_0, foreground=foreground)
     corrected = holm([part.p for part in found])
     tests = []
     for part, p_holm in zip(found, corrected, strict=True):
-        draws = _draws(part, blocks, resamples=resamples, seed=seed)
+        draws = drawn_effects(part, blocks, resamples=resamples, seed=seed)
         low, high = (None, None) if draws is None else percentile_interval(draws)
         tests.append(Test(part.name, part.meaning, part.p, p_holm, part.effect, low, high, part.gate))
     return tests
-
-
-def changes(
-    before: NDArray[np.floating],
-    after: NDArray[np.floating],
-    *,
-    x_0: NDArray[np.floating] | None = None,
-    foreground: NDArray[np.bool_] | None = None,
-    blocks: Blocks | None = None,
-    resamples: int = 500,
-    seed: int = 0,
-) -> list[Change]:
-    """Return after - before of every effect of the battery, for two noises of the same cells.
-
-    With x_T by N steps before and by 2N steps after, the difference is what the solver's grid puts into x_T. The bootstrap draws the
-    same wells for both, so that what they share does not widen the interval.
-
-    Raises
-    ------
-    ValueError : the noises are not of one shape, have fewer than two images, or are not finite.
-    """
-    if before.shape != after.shape:
-        raise ValueError(f"x_T of shape {before.shape} and of {after.shape}: expected noises of the same cells")
-    pair = [_properties(x, x_0=x_0, foreground=foreground) for x in (before, after)]
-    settings = {"blocks": blocks, "resamples": resamples, "seed": seed}
-    return [_change(one, other, n=len(before), **settings) for one, other in zip(*pair, strict=True)]
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -145,7 +105,7 @@ def holm(p_values: list[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def _properties(
+def properties(
     x_T: NDArray[np.floating], *, x_0: NDArray[np.floating] | None, foreground: NDArray[np.bool_] | None
 ) -> list[Property]:
     """Return the properties that can be looked at, in a fixed order."""
@@ -171,21 +131,7 @@ def _properties(
     return found
 
 
-def _change(before: Property, after: Property, *, n: int, blocks: Blocks | None, resamples: int, seed: int) -> Change:
-    """Compare one effect: in both noises of the band, or the pair of channels, that deviates most before."""
-    unit = "none" if blocks is None else blocks.unit
-    if before.statistic is None or before.per_image is None or after.per_image is None:
-        return Change(
-            before.name, before.effect, after.effect, Estimate(after.effect - before.effect, None, None, n, unit)
-        )
-    same = replace(after, statistic=before.statistic)
-    effects = [float(before.statistic(part.per_image.mean(axis=0, keepdims=True))[0]) for part in (before, same)]  # type: ignore[union-attr]
-    draws = [_draws(part, blocks, resamples=resamples, seed=seed) for part in (before, same)]
-    low, high = (None, None) if draws[0] is None or draws[1] is None else percentile_interval(draws[1] - draws[0])
-    return Change(before.name, *effects, Estimate(effects[1] - effects[0], low, high, n, unit))
-
-
-def _draws(part: Property, blocks: Blocks | None, *, resamples: int, seed: int) -> NDArray[np.float64] | None:
+def drawn_effects(part: Property, blocks: Blocks | None, *, resamples: int, seed: int) -> NDArray[np.float64] | None:
     """Return the effect over bootstrap draws of whole blocks; None where it has no interval."""
     if blocks is None or part.per_image is None or part.statistic is None:
         return None

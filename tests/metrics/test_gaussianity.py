@@ -5,7 +5,7 @@ import pytest
 from scipy.fft import dctn, idctn
 from scipy.stats import binom
 
-from cellbridge.metrics.gaussianity import Test, battery, changes, holm, radial_spectrum
+from cellbridge.metrics.gaussianity import Test, battery, holm, radial_spectrum
 from cellbridge.metrics.intervals import Blocks
 
 SHAPE = (32, 5, 16, 16)
@@ -149,27 +149,6 @@ def test_a_gate_is_passed_by_what_is_harmless_and_not_by_what_is_not(factor, nam
     tests = {test.name: test for test in battery(x, blocks=Blocks(np.arange(96) // 8, "wells"), resamples=300)}
     expected = {"variance": "outside", "low frequencies": "unclear", "radial spectrum": "outside", "kurtosis": "inside"}
     assert tests[name].state == expected[name]
-
-
-def test_a_change_between_two_noises_is_paired():
-    """What both share cancels: the interval of 2 % less variance is a twentieth of that of the variance itself."""
-    rng = np.random.default_rng(14)
-    wells = np.arange(64) // 8
-    before = rng.standard_normal((64, 3, 16, 16)) * (1 + 0.1 * rng.standard_normal(8))[wells][:, None, None, None]
-    found = changes(before, np.sqrt(0.98) * before, blocks=Blocks(wells, "wells"), resamples=200)
-    variance = next(change for change in found if change.name == "variance")
-    assert variance.difference.value == pytest.approx(-0.02 * variance.before)
-    alone = next(test for test in battery(before, blocks=Blocks(wells, "wells")) if test.name == "variance")
-    assert variance.difference.high - variance.difference.low < (alone.high - alone.low) / 20
-    same = changes(before, before, blocks=Blocks(wells, "wells"), resamples=200)
-    assert all(
-        change.difference.value == change.difference.low == 0 for change in same if change.difference.low is not None
-    )
-
-
-def test_noises_of_other_cells_are_not_compared():
-    with pytest.raises(ValueError, match="expected noises of the same cells"):
-        changes(np.zeros((4, 1, 8, 8)), np.zeros((5, 1, 8, 8)))
 
 
 def test_effects_have_intervals_that_hold_them(cells):
