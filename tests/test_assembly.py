@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 from cellbridge import assembly
 from cellbridge.assembly import SPARE, Base, Model, ModelCard
 from cellbridge.conditions import Condition
-from cellbridge.config import AdapterConfig, NetworkConfig, ScheduleConfig, SolverConfig
+from cellbridge.config import AdapterConfig, ConditioningConfig, NetworkConfig, ScheduleConfig, SolverConfig
 from cellbridge.diffusion.ancestral import Ddim, Ddpm
 from cellbridge.diffusion.denoiser import Denoiser
 from cellbridge.diffusion.guidance import ClassifierFreeGuidance, DistanceGuidance, GuidanceInterval
@@ -19,7 +20,7 @@ from cellbridge.diffusion.samplers import Flow
 from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.diffusion.thresholding import Clipping, DynamicThresholding
 from cellbridge.errors import ConditionError, ModelError
-from cellbridge.runs import RunDir
+from cellbridge.runs import RunDir, fingerprint
 
 NETWORK = NetworkConfig(widths=(8, 8), attention_levels=())
 
@@ -123,3 +124,26 @@ def test_guidance_by_distance_scales_conditions_and_leaves_the_control_and_other
     assert isinstance(denoiser, DistanceGuidance)
     assert denoiser.scales.tolist() == pytest.approx([1.0, 1.0, 2.0, 1.0])
     assert denoiser.null_label == 1
+
+
+def test_what_a_training_starts_from_is_told_by_every_file_of_the_model(tmp_path: Path) -> None:
+    """Two bases of the same backbone and another conditioner are not the same start."""
+    network = NetworkConfig(
+        widths=(8, 8), attention_levels=(), conditioning=ConditioningConfig(scheme="late", width=8, token_dropout=0.0)
+    )
+    hashes = []
+    for number, shift in enumerate((0.0, 0.1)):
+        model = assembly.build_network(card(network=network), seed=0)
+        ema = {name: p.detach() + (shift if "conditioner" in name else 0.0) for name, p in model.named_parameters()}
+        assembly.publish_base(RunDir(tmp_path / str(number)), model, ema=ema, card=card(network=network))
+        hashes.append(
+            [fingerprint(path) for path in assembly.starting_weights(tmp_path / str(number), "base").values()]
+        )
+    assert hashes[0] != hashes[1]
+    bare = tmp_path / "bare"
+    shutil.copytree(RunDir(tmp_path / "0").model, bare)
+    (bare / "manifest.json").unlink()
+    assert [path.name for path in assembly.starting_weights(bare, "base").values()] == [
+        "diffusion_pytorch_model.safetensors",
+        "conditioner.safetensors",
+    ]

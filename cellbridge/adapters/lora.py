@@ -58,19 +58,23 @@ def attach(
     ----------
     alpha : numerator of the scale; None takes the rank, so that the update is B A.
     targets : attention alone cannot change fine texture: it lies at the coarse levels only.
-    rslora : scale by alpha / sqrt(rank), so that updates of every rank learn alike at one alpha.
+    rslora : scale by alpha / sqrt(rank), so that updates of every rank learn alike at one alpha; give it, as the default would make
+        the scale sqrt(rank).
     dora : train the length of each output's weights apart from their direction W + (alpha / rank) B A.
 
     Raises
     ------
-    ModelError : the backbone has none of the targets' modules.
+    ModelError : the backbone has none of the targets' modules; or, for DoRA, an output whose weights have no direction.
     """
     from peft import LoraConfig, get_peft_model
 
+    present = _present(network, targets)
+    if dora:
+        _require_directions(network, present)
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
-        target_modules=_present(network, targets),
+        target_modules=present,
         modules_to_save=[CONDITION_EMBEDDING],
         use_rslora=rslora,
         use_dora=dora,
@@ -88,6 +92,19 @@ def _present(network: nn.Module, targets: Sequence[Target]) -> list[str]:
             f"LoRA on {', '.join(targets)}: the network has no module called {', '.join(ends)}. Name other adapter.targets."
         )
     return present
+
+
+def _require_directions(network: nn.Module, ends: Sequence[str]) -> None:
+    """Raise ModelError where an adapted output's weights are all 0: DoRA divides by their length, and every later number is NaN."""
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.is_meta or not any(f".{name}".endswith(f".{end}") for end in ends):
+            continue
+        if not weight.detach().flatten(1).any(dim=1).all():
+            raise ModelError(
+                f'DoRA: "{name}" has outputs whose weights are all 0, as network.zero_out starts them, and these have no direction. '
+                "Use adapter.dora: false, or a base that was trained further."
+            )
 
 
 def copy_row(network: nn.Module, *, source: int, target: int) -> None:

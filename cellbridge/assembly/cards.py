@@ -17,6 +17,7 @@ from cellbridge.config import (
 from cellbridge.data.store import StoreInfo
 from cellbridge.errors import CheckpointError, ModelError
 from cellbridge.networks.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
+from cellbridge.networks.stored import CONDITIONER, CONDITIONING
 from cellbridge.networks.unet import WEIGHTS as UNET_WEIGHTS
 from cellbridge.runs import MANIFEST, RunDir, read_manifest, require_intact
 
@@ -110,11 +111,20 @@ def model_directory(path: Path, kind: Literal["base", "adapter", "classifier"] |
 
 
 def starting_weights(init_from: Path | None, kind: Literal["base", "adapter", "classifier"]) -> dict[str, Path]:
-    """Return the file of weights that a training starts from as an input `init_from`, to be hashed; nothing where it starts afresh."""
+    """Return the files that say what a training starts from, as inputs to be hashed; nothing where it starts afresh.
+
+    Of a published model that is its manifest, which has the sum of every file; of a directory that has none, each file of weights:
+    the backbone's as `init_from`, and the conditioner's beside it.
+    """
     if init_from is None:
         return {}
+    directory = model_directory(init_from, kind)
+    if (directory / MANIFEST).is_file():
+        return {"init_from": directory / MANIFEST}
     files = {"base": f"unet/{UNET_WEIGHTS}", "adapter": library.WEIGHTS, "classifier": CLASSIFIER_WEIGHTS}
-    return {"init_from": model_directory(init_from, kind) / files[kind]}
+    conditioner = directory / CONDITIONING / CONDITIONER
+    beside = {"init_from_conditioner": conditioner} if kind == "base" and conditioner.is_file() else {}
+    return {"init_from": directory / files[kind], **beside}
 
 
 def inherited_plates(init_from: Path | None) -> tuple[str, ...]:

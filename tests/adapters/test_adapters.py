@@ -42,6 +42,21 @@ def test_a_fresh_adapter_of_each_kind_is_the_base(base, kind):
     assert (call(model) - call(base)).abs().max().item() <= (1e-6 if kind == "DoRA" else 0.0)
 
 
+def test_dora_on_weights_without_a_direction_is_refused_where_it_would_give_no_number(base):
+    """peft divides by their length; LoRA takes them."""
+    from peft import LoraConfig, get_peft_model
+
+    zeroed = copy.deepcopy(base)
+    with torch.no_grad():
+        zeroed.mid_block.resnets[0].conv2.weight[3] = 0.0
+    unguarded = get_peft_model(copy.deepcopy(zeroed), LoraConfig(r=4, target_modules=["conv2"], use_dora=True)).eval()
+    assert not torch.isfinite(call(unguarded)).all()
+    with pytest.raises(ModelError, match=r"mid_block\.resnets\.0\.conv2.*adapter\.dora: false"):
+        lora.attach(copy.deepcopy(zeroed), rank=4, dora=True)
+    lora.attach(copy.deepcopy(zeroed), rank=4, dora=True, targets=("attention",))
+    assert torch.equal(call(lora.attach(copy.deepcopy(zeroed), rank=4).eval()), call(zeroed))
+
+
 def test_a_condition_starts_as_a_copy_of_the_control(base):
     network = copy.deepcopy(base)
     lora.copy_row(network, source=CONTROL, target=CONDITION)
