@@ -12,22 +12,19 @@
 | device | the arithmetic peak of a CUDA device | MFU ≥ 35 % |
 """
 
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import machine
 import torch
 from adapter_part import adapter
 from best_flags import best
 from device_limit import on_device
+from parts import measured
 from resuming import resume
 from sizes import FULL, QUICK, Size
 from speed import example, step
 
-from cellbridge.errors import ConfigError, did_you_mean
 from cellbridge.runtime import pick_device
 
 Part = Callable[[Size, torch.device], dict[str, Any]]
@@ -48,16 +45,4 @@ def run(*, parts: Sequence[str] | None = None, quick: bool = False, device: str 
 
 def measure(parts: Sequence[str] | None, *, size: Size, device: torch.device) -> dict[str, Any]:
     """Measure the parts at a size."""
-    chosen = list(PARTS) if parts is None else list(dict.fromkeys(parts))
-    for name in chosen:
-        if name not in PARTS:
-            raise ConfigError(f'the suite train has no part "{name}".{did_you_mean(name, PARTS)}')
-    found: dict[str, Any] = {"suite": "train", "machine": machine.describe(device), "parts": {}}
-    for name in chosen:
-        sys.stderr.write(f"benchmark train: {name}\n")
-        whole = machine.forget_peak(device)
-        began = time.perf_counter()
-        result = PARTS[name](size, device)
-        result |= {"seconds": time.perf_counter() - began, "peak_memory_gib": machine.peak_gib(device)}
-        found["parts"][name] = result | {"peak_is_of_this_part": whole}
-    return found
+    return measured("train", PARTS, parts, size=size, device=device)

@@ -75,7 +75,7 @@ def test_the_terminal_shows_the_table_and_json_every_number(
 
 def test_an_unknown_suite_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "sleep"]) == 2
-    assert 'there is no benchmark suite "sleep". Known: train.' in capsys.readouterr().err
+    assert 'there is no benchmark suite "sleep". Known: ' in capsys.readouterr().err
 
 
 def test_without_a_checkout_the_remedy_is_said(tmp_path: Path) -> None:
