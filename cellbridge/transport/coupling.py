@@ -103,10 +103,10 @@ def couple(
     with full_precision(cost.device):
         problem = Problem(cost.detach().to(a.dtype) / reg, a.log(), b.log(), tau)
         sweeps: Method = "log" if method == "log" else "stabilised"
-        potentials, used = approach(problem, method=sweeps, tolerance=tolerance)
+        potentials, used = approach(problem, method=sweeps, tolerance=tolerance, most=max_iterations)
         if method == "auto" and tau == 1.0 and relative_entropy(plan_of(problem, potentials)) < SHARP:
             return exact(cost, a=a, b=b)
-        most = max(0, max_iterations - used)
+        most = max_iterations - used
         solution = finish(problem, potentials, method=sweeps, tolerance=tolerance, most=most, already=used)
     return _judged(solution, cost, reg=reg, tau=tau, method=sweeps, tolerance=tolerance)
 

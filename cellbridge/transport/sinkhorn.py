@@ -41,6 +41,9 @@ _SCALING = 4.0
 
 _SWEEPS_A_STAGE = 10
 
+_FLOAT32_REACHES = 4e-7
+"""Residual that sweeps over a float32 kernel get below."""
+
 _SWEEPS_BEFORE_NEWTON = 100
 """Sweeps at the final reg; where they have not converged by then, they would take thousands more."""
 
@@ -61,21 +64,14 @@ class Solution:
     iterations: int
 
 
-def solve(problem: Problem, *, method: Method, tolerance: float, max_iterations: int) -> Solution:
-    """Return the plan; the caller judges `residual`, for what has not converged is returned as it is."""
-    potentials, used = approach(problem, method=method, tolerance=tolerance)
-    return finish(
-        problem, potentials, method=method, tolerance=tolerance, most=max(0, max_iterations - used), already=used
-    )
-
-
-def approach(problem: Problem, *, method: Method, tolerance: float) -> tuple[Potentials, int]:
-    """Bring reg down to its value in stages of a few sweeps each, the last of them at that value."""
+def approach(problem: Problem, *, method: Method, tolerance: float, most: int) -> tuple[Potentials, int]:
+    """Bring reg down to its value in stages of a few sweeps each, the last of them at that value; return how many were used."""
     potentials, used = Potentials(torch.zeros_like(problem.log_a), torch.zeros_like(problem.log_b)), 0
     for factor in falling_factors(problem.cost, by=_SCALING):
         stage = replace(problem, cost=problem.cost / factor, tau=_tau_at(problem.tau, factor))
         potentials = Potentials(potentials.f / factor, potentials.g / factor)
-        potentials, sweeps = _SWEEPS[method](stage, potentials, tolerance=tolerance / 2, most=_SWEEPS_A_STAGE)
+        sweeps = min(_SWEEPS_A_STAGE, most - used)
+        potentials, sweeps = _SWEEPS[method](stage, potentials, tolerance=tolerance / 2, most=sweeps)
         potentials, used = Potentials(potentials.f * factor, potentials.g * factor), used + sweeps
     return potentials, used
 
@@ -91,8 +87,9 @@ def finish(
     already : sweeps that led here, for the count.
     """
     sweeps = min(most, _SWEEPS_BEFORE_NEWTON) if problem.tau == 1.0 else most
-    # Halved, since float32 in the kernel stands between its marginals and those of the plan.
+    # Halved, since rounding stands between the kernel's marginals and those of the plan. The last sweep is free of it.
     potentials, used = _SWEEPS[method](problem, potentials, tolerance=tolerance / 2, most=sweeps)
+    potentials = log_sweep(problem, potentials)
     off = residual(problem, potentials)
     for attempt, allowed in ((newton, FEW_STEPS), (newton_along_reg, most)) if problem.tau == 1.0 else ():
         if not off > tolerance or used >= most:
@@ -137,7 +134,7 @@ def _kernel_sweeps(problem: Problem, potentials: Potentials, *, tolerance: float
     used = 0
     while used < most:
         potentials, used = log_sweep(problem, potentials), used + 1
-        kernel = _Kernel(problem, potentials)
+        kernel = _Kernel(problem, potentials, dtype=torch.float32 if tolerance >= _FLOAT32_REACHES else torch.float64)
         while used < most:
             sweeps = min(_LOOK_EVERY, most - used)
             found, used = kernel.sweep(sweeps), used + sweeps
@@ -155,15 +152,15 @@ _SWEEPS = {"log": _log_sweeps, "stabilised": _kernel_sweeps}
 
 
 class _Kernel:
-    """The plan of given potentials as a float32 matrix, and scalings of its rows and columns, kept as logarithms."""
+    """The plan of given potentials as a matrix, and scalings of its rows and columns, kept as logarithms."""
 
-    def __init__(self, problem: Problem, potentials: Potentials):
+    def __init__(self, problem: Problem, potentials: Potentials, *, dtype: torch.dtype):
         self._problem, self._from = problem, potentials
-        self._matrix = plan_of(problem, potentials).float()
+        self._matrix = plan_of(problem, potentials).to(dtype)
         self._log_u, self._log_v = torch.zeros_like(potentials.f), torch.zeros_like(potentials.g)
 
     def sweep(self, times: int) -> tuple[Potentials, float, bool] | None:
-        """Sweep over both sides; return the potentials, their residual, and whether they should be absorbed; None where float32 gave out."""
+        """Sweep over both sides; return the potentials, their residual, and whether they should be absorbed; None where the scalings gave out."""
         problem, start, tau = self._problem, self._from, self._problem.tau
         log_u, log_v = self._log_u, self._log_v
         for _ in range(times):
@@ -181,6 +178,6 @@ class _Kernel:
         return found, error, float(torch.cat([log_u, log_v]).abs().max()) > _LARGEST_LOG_SCALE
 
     def _times(self, log_scale: Tensor, *, transposed: bool = False) -> Tensor:
-        scale = log_scale.exp().float()
+        scale = log_scale.exp().to(self._matrix.dtype)
         product = scale @ self._matrix if transposed else self._matrix @ scale
         return product.to(log_scale.dtype).log()

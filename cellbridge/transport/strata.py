@@ -104,6 +104,12 @@ def strata(source: Cells, target: Cells, *, across_plates: bool = False) -> tupl
     ------
     CouplingError : targets on a plate without sources unless `across_plates`, or hardly any cells on a side.
     """
+    for name, side in (("source", source), ("target", target)):
+        if not len(side.features) == len(side.plates) == len(side.conditions):
+            raise CouplingError(
+                f"{name}: {len(side.features)} rows of features, {len(side.plates)} plates and {len(side.conditions)} conditions, "
+                "expected one of each per cell."
+            )
     plates = {"source": np.asarray(source.plates), "target": np.asarray(target.plates)}
     conditions = np.asarray(target.conditions)
     if len(plates["source"]) == 0 or len(conditions) == 0:
