@@ -1,6 +1,6 @@
 """The extractors and the classifier of an evaluation, opened; what cannot be had is said, and nothing stands in for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,10 @@ from torch import Tensor
 from cellbridge.assembly import load_classifier
 from cellbridge.data.comparison import by_name
 from cellbridge.data.store import Store
-from cellbridge.errors import CellbridgeError
+from cellbridge.errors import ModelError
 from cellbridge.evaluation.sight import Judges
 from cellbridge.metrics.features import Extractor, standardised
-from cellbridge.metrics.foreign import inception, read_foreign_weights
+from cellbridge.metrics.foreign import foreign_extractor, inception, read_foreign_weights
 from cellbridge.networks.classifier import Classifier, extractor_name, logits_of, weights_sha256
 from cellbridge.runs import RunDir
 from cellbridge.runtime import pick_device
@@ -46,8 +46,8 @@ def open_judges(
     opened, missing = [standardised(own, images, name=name)], {}
     for wanted in extractors:
         try:
-            opened.append(standardised(_named(wanted, reference.info.channels), images, name=name))
-        except (CellbridgeError, ImportError) as error:
+            opened.append(standardised(named_extractor(wanted, reference.info.channels, device=where), images, name=name))
+        except ModelError as error:
             missing[wanted] = str(error)
     if inception_weights is None:
         missing["inception"] = "no weights were given (inception_weights)"
@@ -65,12 +65,17 @@ def _standard_cells(reference: Store) -> tuple[np.ndarray, str]:
     return some, f"{len(some)} {'training' if len(training) else 'real'} cells"
 
 
-def _logits(network: Classifier):  # type: ignore[no-untyped-def]
+def _logits(network: Classifier) -> Callable[[Tensor], np.ndarray]:
     def logits(images: Tensor) -> np.ndarray:
-        return torch.cat([logits_of(network, part) for part in images.split(256)]).numpy()
+        return np.asarray(torch.cat([logits_of(network, part) for part in images.split(256)]).numpy())
 
     return logits
 
 
-def _named(wanted: str, channels: Sequence[str]) -> Extractor:
-    raise NotImplementedError
+def named_extractor(wanted: str, channels: Sequence[str], *, device: torch.device) -> Extractor:
+    """Return the extractor of a name: what is measured without a network, or a network by its weights file."""
+    if wanted == "morphology":
+        from cellbridge.metrics.morphology import morphology_extractor
+
+        return morphology_extractor(channels)
+    return foreign_extractor(wanted, device=device)

@@ -1,15 +1,22 @@
-"""One target of an evaluation: its table, its sections and the verdict on every model."""
+"""What is judged together: the cells of one target, the arms over them, and what is known of their truth."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cellbridge.data.comparison import Comparison
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellbridge.data.comparison import Comparison, Rows
 from cellbridge.data.store import Store
-from cellbridge.evaluation.arms import Sights, arms_of, draws_of, truth_of
-from cellbridge.evaluation.noise import judge_noises, noises_of
-from cellbridge.metrics.scorecard import Arm, Judge, Truth, score_target
-from cellbridge.metrics.verdict import judge
+from cellbridge.evaluation.arms import Sights, arms_of, blocks_of_rows, truth_of
+from cellbridge.evaluation.sections import Section
+from cellbridge.metrics.effects import Sample
+from cellbridge.metrics.intervals import Blocks, corrected_level
+from cellbridge.metrics.scorecard import Arm, Truth
+
+CHARGES = ("training cells", "plates", "stains")
+"""Charges that each look for a failure in places of their own; their levels are corrected for that."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +30,31 @@ class Draws:
     def settings(self) -> dict[str, int]:
         return {"resamples": self.resamples, "seed": self.seed}
 
+    @property
+    def charge_level(self) -> float:
+        """The level of each charge, at which all of them hold together at the usual one."""
+        return corrected_level(len(CHARGES))
+
+
+@dataclass
+class Part:
+    """What one section says.
+
+    Parameters
+    ----------
+    section : for `metrics.json`.
+    evidence : of each model, by its arm's key, for the verdict.
+    cells : of each arm, by its key: column → value per cell.
+    """
+
+    section: Section
+    evidence: dict[str, Any] = field(default_factory=dict)
+    cells: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class Target:
-    """What is judged together: the cells, the arms over them, and what is known of their truth."""
+    """The arms of one target, and what they are judged by."""
 
     sights: Sights
     comparison: Comparison
@@ -43,9 +71,76 @@ class Target:
     def models(self) -> list[Arm]:
         return [arm for arm in self.arms if arm.kind == "model"]
 
+    @property
+    def blocks(self) -> Blocks:
+        """Of the source cells."""
+        return self.arms[0].blocks
+
+    @property
+    def plates(self) -> NDArray[Any]:
+        """Of the source cells."""
+        return self.reference.plates[self.comparison.sources].astype(str)
+
+    @property
+    def label(self) -> int | None:
+        """The target's place among the classifier's conditions; None where it does not know it."""
+        names = self.sights.judges.conditions
+        return names.index(self.comparison.target) if self.comparison.target in names else None
+
+    @property
+    def control_label(self) -> int:
+        """The source condition's place among the classifier's conditions; the control's where it does not know it."""
+        names = self.sights.judges.conditions
+        return names.index(self.comparison.source) if self.comparison.source in names else 0
+
+    def without_images(self) -> "Target":
+        """Return what was seen in the images alone, so that memory holds the images of one target at a time."""
+        arms = tuple(replace(arm, images=arm.images[:0]) for arm in self.arms)
+        return replace(self, arms=arms, truth=None)
+
     def arm(self, key: str) -> Arm | None:
         """Return the arm of that key, if there is one."""
         return next((arm for arm in self.arms if arm.key == key), None)
+
+    def require(self, key: str) -> Arm:
+        """Return the arm of that key, which there is."""
+        return next(arm for arm in self.arms if arm.key == key)
+
+    def rows_on(self, condition: str, plates: NDArray[Any]) -> Rows:
+        """Return all real cells of a condition on the plates given, in the split under judgement, in the order of their names."""
+        from cellbridge.data.comparison import by_name
+
+        split = self.reference.obs["Metadata_Split"].to_numpy()
+        usable = (split == split[self.comparison.sources[0]]) & (self.reference.condition_names == condition)
+        usable &= np.isin(self.reference.plates.astype(str), np.unique(plates))
+        return by_name(self.reference, np.flatnonzero(usable))
+
+    def real_sample(self, rows: Rows, extractor: str) -> Sample:
+        """Return real cells by their features."""
+        seen = self.sights.reference.seen(rows).features[extractor].numpy().astype(np.float64)
+        return Sample(seen, self.reference.plates[rows].astype(str), blocks_of_rows(self.reference, rows))
+
+    def sample(self, arm: Arm, extractor: str) -> Sample:
+        """Return the cells of a paired arm by their features."""
+        return Sample(arm.features[extractor].numpy().astype(np.float64), self.plates, arm.blocks)
+
+    def inside(self) -> NDArray[np.bool_]:
+        """Return what belongs to each source cell, (n, height, width); everything where the store has no masks."""
+        masks = self.reference.masks(self.comparison.sources)
+        if masks is None:
+            size = self.reference.info.size_px
+            return np.ones((len(self.comparison.sources), size, size), dtype=bool)
+        return np.asarray(masks > 0)
+
+
+def images_of(arm: Arm) -> NDArray[np.float32]:
+    """Return an arm's images as an array."""
+    return np.asarray(arm.images.numpy())
+
+
+def take(features: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
+    """Return some rows of features."""
+    return features[torch.as_tensor(rows)]
 
 
 def make_target(sights: Sights, comparison: Comparison, draws: Draws) -> Target:
@@ -54,65 +149,3 @@ def make_target(sights: Sights, comparison: Comparison, draws: Draws) -> Target:
     truth, of_truth = truth_of(sights.reference.store, truth_store, comparison)
     arms, notes = arms_of(sights, comparison, truth, seed=draws.seed)
     return Target(sights, comparison, tuple(arms), truth, draws, (*notes, *of_truth))
-
-
-def score(target: Target, classifier: Mapping[str, Any]) -> dict[str, Any]:
-    """Score one target.
-
-    Parameters
-    ----------
-    classifier : its accuracy on real cells, which says what it can tell apart.
-
-    Returns
-    -------
-    the target's part of `metrics.json`, but for its figures.
-    """
-    comparison, judges = target.comparison, target.sights.judges
-    names = judges.conditions
-    scoring = Judge(
-        extractors=[extractor.name for extractor in judges.extractors],
-        target=names.index(comparison.target) if comparison.target in names else None,
-        control=names.index(comparison.source) if comparison.source in names else 0,
-        **target.draws.settings,
-    )
-    scores = score_target(target.arms, draws_of(target.sights.reference, comparison), truth=target.truth, judge=scoring)
-    separable = classifier.get("per_condition", {}).get(comparison.target, {}).get("auc")
-    words = {"target": comparison.target, "control": comparison.source, "separable": separable}
-    noises = noises_of(target.sights.translated.store, comparison)
-    truth = target.truth
-    return {
-        "target": comparison.target,
-        "source": comparison.source,
-        "n": len(comparison.sources),
-        **_places(target.reference, comparison),
-        "n_lost": comparison.lost,
-        "n_unmatched": comparison.unmatched,
-        "n_truth": 0 if truth is None else int(truth.known.sum()),
-        "n_responders": 0 if truth is None else int((truth.responds & truth.known).sum()),
-        "resampled": target.arms[0].blocks.unit,
-        **scores,
-        "verdicts": [
-            {"model": arm.name, "key": arm.key} | judge(scores["rows"], arm.key, **words).to_dict()
-            for arm in target.models
-        ],
-        "noise": judge_noises(noises, target.reference, comparison, **target.draws.settings),
-        "nuclei": {},
-        "sections": [],
-        "notes": [*target.notes, *_bias(scores["distances"])],
-    }
-
-
-def _places(reference: Store, comparison: Comparison) -> dict[str, Any]:
-    """Return from which plates, and from how many wells and sites, the source cells come."""
-    table = reference.obs.iloc[comparison.sources]
-    place = ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]
-    wells, sites = (len(table.drop_duplicates(place[:depth])) for depth in (2, 3))
-    return {"plates": sorted(set(table["Metadata_Plate"])), "n_wells": wells, "n_sites": sites}
-
-
-def _bias(distances: Mapping[str, Any]) -> list[str]:
-    return [
-        f"Fréchet distance ({name}): {found['n']} images for {found['features']} features: mostly bias; compare rows of this table only."
-        for name, found in distances.items()
-        if found["n"] <= found["features"]
-    ]

@@ -209,8 +209,10 @@ def _hit_columns(arms: Sequence[Arm], judge: Judge) -> dict[str, dict[str, Any]]
             pair = (arm.blocks, real.blocks)
             relative = ratio(hits[arm.key].astype(float), hits[real.key].astype(float), pair, **settings)
             columns[arm.key]["hit_relative"] = _or_reason(relative, "no real cell of the target is recognised")
-        if arm.paired:
-            others = [other.key for other in arms if other.paired and other.key != arm.key]
+        away = {other.key: _seen_as_control(arm, other, judge) for other in arms if other.key == "copy" and arm.paired}
+        columns[arm.key]["control_against"] = {key: found.to_dict() for key, found in away.items()}
+        if arm.paired and arm.kind == "model":
+            others = [other.key for other in arms if other.paired and _compared(arm, other)]
             for name, values in (("hit_against", hits), ("odds_against", odds)):
                 columns[arm.key][name] = {
                     key: _above(values[arm.key], values[key], arm.blocks, judge).to_dict() for key in others
@@ -222,6 +224,12 @@ def _above(values: NDArray[Any], others: NDArray[Any], blocks: Blocks, judge: Ju
     """Estimate how far a value per cell lies above another arm's value of the same cells, on average."""
     difference = values.astype(float) - others
     return bootstrap(difference, lambda means: means[:, 0], blocks, resamples=judge.resamples, seed=judge.seed)
+
+
+def _seen_as_control(arm: Arm, other: Arm, judge: Judge) -> Estimate:
+    """Estimate how much more often outputs are taken for the control than another arm's outputs of the same cells."""
+    own, others = (classification.target_hits(part.logits, judge.control) for part in (arm, other))
+    return _above(own, others, arm.blocks, judge)
 
 
 def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str, dict[str, Any]]:
@@ -237,7 +245,8 @@ def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str,
         columns[arm.key] = {"mean_cell_error": content.mean_error(errors[arm.key])}
         for suffix, cells in (("", everyone), ("_responders", np.flatnonzero(responds))):
             part = {key: values[cells] for key, values in errors.items()}
-            found = _error_entries(arm.key, part, blocks.take(cells), judge) if len(cells) else {}
+            others = [other.key for other in paired if arm.kind == "model" and _compared(arm, other)]
+            found = _error_entries(arm.key, part, others, blocks.take(cells), judge) if len(cells) else {}
             columns[arm.key] |= {f"{name}{suffix}": value for name, value in found.items()}
         if arm.key == "counterfactual":
             reason = {"not_computed": "this row is the truth itself"}
@@ -245,7 +254,15 @@ def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str,
     return columns
 
 
-def _error_entries(key: str, errors: dict[str, NDArray[np.float64]], blocks: Blocks, judge: Judge) -> dict[str, Any]:
+def _compared(arm: Arm, other: Arm) -> bool:
+    """Say whether a model is set against another arm: other models, and null rows that are not another model's own."""
+    of_model = other.key.partition("model:")[2]
+    return other.key != arm.key and (other.kind == "model" or not of_model or other.key.endswith(arm.key))
+
+
+def _error_entries(
+    key: str, errors: dict[str, NDArray[np.float64]], others: Sequence[str], blocks: Blocks, judge: Judge
+) -> dict[str, Any]:
     settings = {"resamples": judge.resamples, "seed": judge.seed}
     entries: dict[str, Any] = {"error": content.pooled_error(errors[key], blocks, **settings).to_dict()}
     if "best" in errors and "copy" in errors:
@@ -255,9 +272,7 @@ def _error_entries(key: str, errors: dict[str, NDArray[np.float64]], blocks: Blo
             found.to_dict() if usable else {"not_computed": "copying is as good as the best possible here"}
         )
     entries["against"] = {
-        other: content.difference(errors[key], errors[other], blocks, **settings).to_dict()
-        for other in errors
-        if other != key
+        other: content.difference(errors[key], errors[other], blocks, **settings).to_dict() for other in others
     }
     return entries
 

@@ -1,21 +1,40 @@
-"""Numbers into words: what a reader may believe of a translation, computed from intervals against the null rows.
+"""Findings into one label: what a reader may believe of a translation.
 
-No threshold here was fitted to anything: a row beats another where the interval of their difference on the same cells excludes 0.
+Of several findings against a model, the label is the one that explains the others: a model that drops a stain does not look like the
+target either, and one that is deaf to its condition does not look like most of them.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Row = Mapping[str, Any]
+from cellbridge.metrics import findings
+from cellbridge.metrics.findings import Case, Finding, Row, number, percent
 
 SMALL_N = 30
 """Below this many cells in a row no verdict is given."""
+_ORDER = (
+    "channels",
+    "copier",
+    "plates",
+    "memoriser",
+    "intensity_shift",
+    "condition_ignored",
+    "smoothing",
+    "stains_copied",
+    "other_phenotype",
+    "not_this_cell",
+    "not_closer",
+    "duplicates",
+)
+"""Findings against a model, the one first that explains those after it."""
+_EXPLAINED_AWAY = ("smoothing", "intensity_shift")
+"""Where each cell is nearer to its truth than every null row, it is no matter that the phenotype is one of intensity."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A label for the table, the sentences behind it, and whether the translation held up.
+    """A label for the table, the findings behind it, and whether the translation held up.
 
     Parameters
     ----------
@@ -24,71 +43,115 @@ class Verdict:
     """
 
     label: str
-    sentences: tuple[str, ...]
+    findings: tuple[Finding, ...]
     held_up: bool | None
     in_part: bool = False
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return tuple(finding.text for finding in self.findings)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
+        parts = [finding.to_dict() for finding in self.findings]
         text = " ".join(self.sentences)
-        return {"label": self.label, "text": text, "held_up": self.held_up, "in_part": self.in_part}
+        return {
+            "label": self.label,
+            "text": text,
+            "held_up": self.held_up,
+            "in_part": self.in_part,
+            "findings": parts,
+        }
 
 
-def judge(rows: Sequence[Row], key: str, *, target: str, control: str, separable: Mapping[str, Any] | None) -> Verdict:
+def judge(
+    rows: Sequence[Row],
+    key: str,
+    *,
+    target: str,
+    control: str,
+    separable: Mapping[str, Any] | None,
+    evidence: Mapping[str, Any] | None = None,
+) -> Verdict:
     """Return the verdict on one model's row.
 
     Parameters
     ----------
     rows : the rows of `scorecard.score_target`.
     key : the model's row.
-    separable : AUC estimate of real target cells against real control cells, on held-out cells; None where not known.
+    separable, evidence : see `findings.Case`.
     """
-    by_key = {row["key"]: row for row in rows}
-    model = by_key[key]
-    if model["n"] < SMALL_N:
-        return Verdict("n too small", (f"{model['n']} cells are too few to judge {target}.",), None)
-    if _without_interval(model):
-        words = (
-            f"Too few wells or sites to resample (one site, mostly): there is no interval, so {target} is not judged."
-        )
-        return Verdict("no interval", (words, *_bare_numbers(by_key, model, target=target)), None)
-    phenotype, hit_words = _phenotype(by_key, model, target=target, control=control)
-    closer, error_words = _per_cell(by_key, model)
-    used, shuffle_words = _condition_used(by_key, model, target=target)
-    sentences = (
-        *_separable(separable, target=target, control=control),
-        *hit_words,
-        *error_words,
-        *shuffle_words,
-        *_distance(model),
-    )
-    if phenotype != "carries" and not (phenotype in ("shift", "smoothing") and closer == "closer"):
-        label = {
-            "unknown": "target not known to the classifier",
-            "control": f"indistinguishable from {control}",
-            "shift": "explained by an intensity shift",
-            "smoothing": "explained by smoothing",
-        }[phenotype]
-        return Verdict(label, sentences, None if phenotype == "unknown" else False)
-    return _of_phenotype(_part(model), closer, used, sentences)
+    case = Case({row["key"]: row for row in rows}, key, target, control, separable, evidence or {})
+    if case.model["n"] < SMALL_N:
+        words = f"{case.model['n']} cells are too few to judge {target}."
+        return Verdict("n too small", (Finding("n_small", "n too small", "open", words),), None)
+    if _without_interval(case.model):
+        return Verdict("no interval", (_bare_numbers(case),), None)
+    found = _found(case)
+    against = {finding.key: finding for finding in found if finding.state == "against"}
+    if "cell_by_cell" in {finding.key for finding in found if finding.state == "for"}:
+        against = {name: finding for name, finding in against.items() if name not in _EXPLAINED_AWAY}
+    ordered = tuple(sorted(found, key=lambda finding: _place(finding, against)))
+    if against:
+        worst = min(against, key=_ORDER.index)
+        return Verdict(_accusation(against[worst], found, _part(case.model)), ordered, False)
+    return _acquitted(case, ordered)
 
 
-def _of_phenotype(part: str, closer: str, used: bool | None, sentences: tuple[str, ...]) -> Verdict:
-    """Return the verdict on outputs that show the target's phenotype, in all or (where `part` says so) in a part of the cells."""
-    if used is False:
-        return Verdict("does not depend on its condition", sentences, False)
+def _found(case: Case) -> list[Finding]:
+    """Return what there is to say, in the order in which it is read."""
+    by_truth = findings.cell_by_cell(case)
+    parts = [
+        findings.separable(case),
+        findings.phenotype(case),
+        by_truth,
+        findings.identity(case) if by_truth.state == "open" else None,
+        findings.condition_used(case),
+        findings.memoriser(case),
+        findings.duplicates(case),
+        findings.plates(case),
+        *findings.channels(case),
+        findings.distance(case),
+    ]
+    return [finding for finding in parts if finding is not None]
+
+
+def _place(finding: Finding, against: Mapping[str, Finding]) -> int:
+    """Return where a finding is read: what speaks against the model first, and of that the one that explains most."""
+    if finding.key in against and finding.state == "against":
+        return _ORDER.index(finding.key)
+    return len(_ORDER)
+
+
+def _accusation(worst: Finding, found: Sequence[Finding], part: str) -> str:
+    """Return the label of a model that something speaks against."""
+    if worst.key not in ("not_this_cell", "not_closer") or not _shown(found):
+        return worst.name
     what = f"a part of the phenotype ({part})" if part else "the phenotype"
-    if closer == "worse":
-        return Verdict(f"shows {what}, but not of this cell", sentences, False)
-    if closer == "not closer":
-        return Verdict(f"shows {what}; no nearer to the truth than a null row", sentences, False)
-    if closer == "unknown":
-        label = f"carries {what}; whether of this very cell is not known"
-    else:
+    return f"shows {what}, but {worst.name}" if worst.key == "not_this_cell" else f"shows {what}; {worst.name}"
+
+
+def _shown(found: Sequence[Finding]) -> bool:
+    return any(finding.key == "phenotype" and finding.state == "for" for finding in found)
+
+
+def _acquitted(case: Case, found: tuple[Finding, ...]) -> Verdict:
+    """Return the verdict on a model that nothing speaks against."""
+    states = {finding.key: finding.state for finding in found}
+    if states.get("unknown") == "open":
+        return Verdict("target not known to the classifier", found, None)
+    part = _part(case.model)
+    what = f"a part of the phenotype ({part})" if part else "the phenotype"
+    if states.get("cell_by_cell") == "for":
         label = f"carries {what}, " + ("closer to each cell's truth than every null row" if part else "cell by cell")
-    if used is None:
+    elif states.get("identity") == "for":
+        label = f"carries {what}, and keeps each cell recognisable"
+    else:
+        label = f"carries {what}; whether of this very cell is not known"
+    used = states.get("condition_used") == "for"
+    if not used:
         label += "; whether the condition is used was not tested"
-    return Verdict(label, sentences, None if part or used is None else True, in_part=bool(part))
+    return Verdict(label, found, None if part or not used else True, in_part=bool(part))
 
 
 def _without_interval(model: Row) -> bool:
@@ -97,18 +160,22 @@ def _without_interval(model: Row) -> bool:
     return any(found["low"] is None or found["high"] is None for found in resting)
 
 
-def _bare_numbers(rows: Mapping[str, Row], model: Row, *, target: str) -> list[str]:
+def _bare_numbers(case: Case) -> Finding:
     """Say what was found, where nothing can be made of it."""
-    sentences = []
+    sentences = [
+        f"Too few wells or sites to resample (one site, mostly): there is no interval, so {case.target} is not judged."
+    ]
     named = [
-        (row["name"], row["target_hit"]) for row in rows.values() if row.get("target_hit", {}).get("value") is not None
+        (row["name"], row["target_hit"])
+        for row in case.rows.values()
+        if row.get("target_hit", {}).get("value") is not None
     ]
     if named:
-        listed = ", ".join(f"{name} {_percent(hit, interval=False)}" for name, hit in named)
-        sentences.append(f"The classifier sees {target} in: {listed}.")
-    if model.get("error", {}).get("value") is not None:
-        sentences.append(f"Error per cell {_number(model['error'])}.")
-    return sentences
+        listed = ", ".join(f"{name} {percent(hit, interval=False)}" for name, hit in named)
+        sentences.append(f"The classifier sees {case.target} in: {listed}.")
+    if case.model.get("error", {}).get("value") is not None:
+        sentences.append(f"Error per cell {number(case.model['error'])}.")
+    return Finding("no_interval", "no interval", "open", " ".join(sentences))
 
 
 def _part(model: Row) -> str:
@@ -119,112 +186,4 @@ def _part(model: Row) -> str:
     found = model.get("hit_relative", {})
     if found.get("high") is None or found["high"] >= 1:
         return ""
-    return f"{_percent(found, interval=False)} of real cells' hit rate"
-
-
-def _separable(found: Mapping[str, Any] | None, *, target: str, control: str) -> list[str]:
-    if found is None or found.get("value") is None or found["low"] is None or found["low"] > 0.5:
-        return []
-    return [
-        f"Real {target} cannot be told from {control} by the classifier (AUC {_interval(found)}), so target hits say little."
-    ]
-
-
-def _phenotype(rows: Mapping[str, Row], model: Row, *, target: str, control: str) -> tuple[str, list[str]]:
-    """Compare how often the classifier sees the target, with each null row in turn."""
-    hit = model["target_hit"]
-    if "not_computed" in hit:
-        return "unknown", [f"Target hit: not computed ({hit['not_computed']})."]
-    real = rows.get("real")
-    beside = f", real {target} {_percent(real['target_hit'])}" if real is not None else ""
-    words = f"The classifier sees {target} in {_percent(hit)} of the outputs{beside}"
-    nulls = [(kind, rows[key]) for key, kind in _NULLS if key in rows]
-    listed = ", ".join(f"{row['name']} {_percent(row['target_hit'], interval=False)}" for _, row in nulls)
-    sentences = [f"{words}; {listed}." if listed else f"{words}."]
-    relative = model.get("hit_relative", {})
-    if relative.get("low") is not None and relative["low"] > 1:
-        sentences.append(
-            "That is more often than in real cells: the effect, or the share of cells that respond, is overdone."
-        )
-    if relative.get("high") is not None and relative["high"] < 1:
-        times = _number(relative, digits=2)
-        sentences.append(f"That is {times} times as often as in real cells: the phenotype is carried in part at most.")
-    for kind, row in nulls:
-        if model["hit_against"][row["key"]]["low"] <= 0:
-            return kind, sentences
-    return "carries", sentences
-
-
-_NULLS = (("copy", "control"), ("denoised", "smoothing"), ("shift", "shift"), ("moments", "shift"))
-
-
-def _per_cell(rows: Mapping[str, Row], model: Row) -> tuple[str, list[str]]:
-    error = model.get("error")
-    if error is None:
-        return "unknown", [
-            "The truth per cell is not known here, so nothing says that an output is still its own source cell."
-        ]
-    if "not_computed" in error:
-        return "unknown", [f"Error per cell: not computed ({error['not_computed']})."]
-    against = {key: model["against"][key] for key, _ in _NULLS if key in model["against"]}
-    lost = [rows[key]["name"] for key, found in against.items() if found["high"] >= 0]
-    copy = rows["copy"]["error"]["value"] if "copy" in rows else None
-    sentence = f"Error per cell {_number(error)}" + (f" against {copy:.3f} for copying" if copy is not None else "")
-    score = model.get("score", {})
-    if score.get("value") is not None:
-        sentence += f"; on the scale where 0 is the best possible and 1 is copying: {_number(score, digits=2)}"
-    if not lost:
-        return "closer", [f"{sentence}. It is closer to the truth than every null row."]
-    worse_than_copy = "copy" in against and against["copy"]["low"] > 0
-    return ("worse" if worse_than_copy else "not closer"), [
-        f"{sentence}. It is not closer to the truth than: {', '.join(lost)}."
-    ]
-
-
-def _condition_used(rows: Mapping[str, Row], model: Row, *, target: str) -> tuple[bool | None, list[str]]:
-    shuffled = rows.get(f"shuffled:{model['key']}")
-    if (
-        shuffled is None
-        or "not_computed" in shuffled.get("target_hit", {"not_computed": ""})
-        or "not_computed" in model["target_hit"]
-    ):
-        return None, [
-            "Whether the condition is used was not tested: nothing was translated to another target."
-            if shuffled is None
-            else "Whether the condition is used was not tested: the classifier does not know the target."
-        ]
-    percent = _percent(shuffled["target_hit"], interval=False)
-    if model["hit_against"][shuffled["key"]]["low"] > 0:
-        return True, [
-            f"Outputs of the same cells for other targets are seen as {target} in {percent}: the condition is used."
-        ]
-    return False, [
-        f"Outputs of the same cells for other targets are seen as {target} just as often ({percent}): the condition is not used."
-    ]
-
-
-def _distance(model: Row) -> list[str]:
-    gap = model.get("gap_closed", {})
-    if gap.get("value") is None:
-        return []
-    return [
-        f"It closes {_number(gap, digits=2)} of the Fréchet distance between control and target (n = {model['n_distance']})."
-    ]
-
-
-def _percent(found: Mapping[str, Any], *, interval: bool = True) -> str:
-    text = f"{100 * found['value']:.0f}\u00a0%"
-    if not interval or found.get("low") is None:
-        return text
-    return f"{text} ({100 * found['low']:.0f}–{100 * found['high']:.0f})"
-
-
-def _number(found: Mapping[str, Any], *, digits: int = 3) -> str:
-    value, low, high = (
-        None if found[key] is None else f"{found[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
-    )
-    return f"{value}" if low is None else f"{value} ({low} to {high})"
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    return _number(found, digits=2)
+    return f"{percent(found, interval=False)} of real cells' hit rate"

@@ -57,6 +57,8 @@ class Config(Section):
     """Bootstrap draws of each interval."""
     model_plates: Literal["disjoint", "shared"] = "disjoint"
     """`shared` allows models and a classifier that were trained on other wells of the plates under judgement; the report says so."""
+    figures: bool = True
+    """Whether to draw pictures of cells and of x_T."""
     device: str = "auto"
 
 
@@ -75,11 +77,16 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     described = describe_inputs({name: inputs[name] for name in _STORES if name in inputs}, config.classifier)
     require_weights(config.inception_weights)
 
+    import pandas as pd
+
     from cellbridge.data.comparison import compare
     from cellbridge.data.store import open_store
+    from cellbridge.evaluation.condition import judge_conditions
     from cellbridge.evaluation.noise import require_finite
-    from cellbridge.evaluation.target import Draws, make_target, score
+    from cellbridge.evaluation.scoring import cell_table, score
+    from cellbridge.evaluation.target import Draws, make_target
     from cellbridge.metrics.table import text_table
+    from cellbridge.tables import write_cells
 
     stores = {name: open_store(info.path) for name, info in described.stores.items()}
     comparisons = compare(
@@ -93,11 +100,16 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     sums = begin(run_dir, config=dump(config), seed=config.seed, inputs=inputs)
     metrics = _head(config, sums, sights) | {"models": models, "notes": notes}
     metrics["classifier"] |= _accuracy(config, sights, comparisons)
-    metrics["targets"] = []
+    metrics["targets"], seen, cells = [], [], []
     for comparison in comparisons:
         target = make_target(sights, comparison, Draws(config.resamples, config.seed))
         found = score(target, metrics["classifier"])
-        metrics["targets"].append(found | {"figures": _figures(target, out / "figures")})
+        figures = _figures(target, out / "figures") if config.figures else []
+        metrics["targets"].append(found.metrics | {"figures": figures})
+        cells.append(cell_table(target, found))
+        seen.append(target.without_images())
+    metrics["sections"] = judge_conditions(seen)
+    metrics["cells"] = write_cells(pd.concat(cells, ignore_index=True), out)
     table = text_table(metrics)
     write_text(out / "table.txt", table + "\n")
     write_json(run_dir.metrics, metrics)

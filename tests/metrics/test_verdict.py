@@ -17,6 +17,7 @@ def _rows(*, hits, errors=None, n=100):
     for key, kind in keys.items():
         row = {"key": key, "name": key, "kind": kind, "n": n, "n_distance": 30, "target_hit": _estimate(hits[key])}
         row["hit_against"] = {other: _estimate(hits[key] - hits[other], 0.08) for other in keys if other != key}
+        row["control_against"] = {"copy": _estimate(0.0)}
         row["hit_relative"] = _estimate(hits[key] / 0.8, 0.06)
         row["gap_closed"] = _estimate(0.6, 0.2)
         if errors:
@@ -28,6 +29,12 @@ def _rows(*, hits, errors=None, n=100):
 
 def _hits(model, *, copy=0.0, shift=0.1, denoised=0.0, shuffled=0.0):
     return {"model:m": model, "copy": copy, "shift": shift, "denoised": denoised, "shuffled:model:m": shuffled}
+
+
+def _used(hits):
+    """What `condition_use.shuffled_gap` finds where the outputs for another target are hit as often as here."""
+    gap = _estimate(hits["model:m"] - hits["shuffled:model:m"], 0.08)
+    return {"shuffled": {"hits": gap, "log_odds": gap, "plates": []}}
 
 
 def _errors(model):
@@ -53,7 +60,8 @@ def _errors(model):
     ],
 )
 def test_each_outcome_has_its_label(hits, errors, label):
-    verdict = judge(_rows(hits=hits, errors=errors), "model:m", target="taxol@1", control="DMSO", separable=None)
+    words = {"target": "taxol@1", "control": "DMSO", "separable": None, "evidence": _used(hits)}
+    verdict = judge(_rows(hits=hits, errors=errors), "model:m", **words)
     assert verdict.label == label
     assert verdict.held_up is (None if "a part of" in label else label.startswith("carries"))
     assert verdict.in_part is ("a part of" in label)
@@ -73,7 +81,7 @@ def test_without_an_interval_nothing_is_judged(column):
     rows[0][column] = {key: found | {"low": None, "high": None} for key, found in rows[0][column].items()}
     verdict = judge(rows, "model:m", target="taxol@1", control="DMSO", separable=None)
     assert (verdict.label, verdict.held_up) == ("no interval", None)
-    assert "80\u00a0%" in verdict.sentences[1]
+    assert "80\u00a0%" in verdict.sentences[0]
 
 
 def test_few_cells_give_no_verdict():

@@ -138,7 +138,7 @@ def test_inputs_are_only_read(evaluation, study):
 
 def test_figures_and_the_table_are_written(evaluation):
     figures = [figure for target in evaluation["metrics"]["targets"] for figure in target["figures"]]
-    assert len(figures) == 10
+    assert len(figures) >= 10
     assert all((evaluation["out"] / figure["file"]).read_bytes().startswith(b"\x89PNG") for figure in figures)
     table = (evaluation["out"] / "table.txt").read_text(encoding="utf-8")
     assert table.strip() == evaluation["summary"]["table"].strip()

@@ -1,0 +1,325 @@
+"""What the numbers of one model say, each with its evidence in words: findings, from which `verdict` makes a label.
+
+No threshold here was fitted to anything: a row beats another where the interval of their difference on the same cells excludes 0, and a
+charge that many intervals could bring (stains, plates, training cells) stands at a level corrected for their number.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+State = Literal["against", "for", "open"]
+
+NULLS = (("copy", "control"), ("denoised", "smoothing"), ("shift", "shift"), ("moments", "shift"))
+"""Null rows of every target, by what explains the outputs where one of them is not beaten; the imitation of the model itself is another shift."""
+
+
+UNCHANGED = "does not change as real cells do"
+"""What `channels` says of a stain that is there, but is left as it was."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the numbers say.
+
+    Parameters
+    ----------
+    key : a short name for programs.
+    name : what a reader sees.
+    state : whether it speaks against the model, for it, or leaves something open.
+    text : one or two sentences with the numbers.
+    evidence : the numbers, by name.
+    """
+
+    key: str
+    name: str
+    state: State
+    text: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return vars(self) | {"evidence": dict(self.evidence)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model on one target.
+
+    Parameters
+    ----------
+    rows : of `scorecard.score_target`, by key.
+    key : the model's row.
+    target, control : conditions, by name.
+    separable : AUC estimate of real target cells against real control cells, on held-out cells; None where not known.
+    evidence : what sections found of this model, as plain JSON: "identity" (`identity.Retrieval`), "memorisation", "repeats", "plates"
+        (`plate_gains`, by what is gained: "hits", "error"), "channels", "affine" (`affine_share`), "shuffled" (`condition_use.ShuffledGap`),
+        each where it could be computed.
+    """
+
+    rows: Mapping[str, Row]
+    key: str
+    target: str
+    control: str
+    separable: Mapping[str, Any] | None
+    evidence: Mapping[str, Any]
+
+    @property
+    def model(self) -> Row:
+        return self.rows[self.key]
+
+
+def separable(case: Case) -> Finding | None:
+    """Say where the classifier cannot tell the real target from the control, so that its hits say little."""
+    found = case.separable
+    if found is None or found.get("value") is None or found["low"] is None or found["low"] > 0.5:
+        return None
+    text = (
+        f"Real {case.target} cannot be told from {case.control} by the classifier (AUC {number(found, digits=2)}), "
+        "so target hits say little."
+    )
+    return Finding("separable", "the target is hard to tell", "open", text, {"auc": found})
+
+
+def phenotype(case: Case) -> Finding:
+    """Compare how often the classifier sees the target, with each null row in turn."""
+    model, target = case.model, case.target
+    hit = model["target_hit"]
+    if "not_computed" in hit:
+        return Finding(
+            "unknown",
+            "the classifier does not know the target",
+            "open",
+            f"Target hit: not computed ({hit['not_computed']}).",
+        )
+    nulls = [(kind, case.rows[key]) for key, kind in _nulls(case) if key in case.rows]
+    text = _hits_in_words(case, [row for _, row in nulls])
+    evidence = {"target_hit": hit, **{f"above {row['name']}": model["hit_against"][row["key"]] for _, row in nulls}}
+    for kind, row in nulls:
+        if model["hit_against"][row["key"]]["low"] <= 0:
+            return _explained(kind, row, case, text, evidence)
+    return Finding("phenotype", f"shows {target}", "for", text, evidence)
+
+
+def _nulls(case: Case) -> list[tuple[str, str]]:
+    return [*NULLS, (f"imitation:{case.key}", "shift")]
+
+
+def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str, Any]) -> Finding:
+    """Name what does as well as the model."""
+    if kind == "control":
+        affine = case.evidence.get("affine")
+        if affine is not None and affine["low"] is not None and affine["low"] > 0.5:
+            words = f"{text} Most of what it changes is an affine map of each stain's intensities: {percent(affine)}."
+            return Finding(
+                "intensity_shift", "explained by an intensity shift", "against", words, {**evidence, "affine": affine}
+            )
+        away = case.model.get("control_against", {}).get("copy")
+        if away is not None and away["high"] is not None and away["high"] < 0:
+            words = (
+                f"{text} They are seen as {case.control} less often than copies are: what they show is something else."
+            )
+            return Finding(
+                "other_phenotype", f"does not look like {case.target}", "against", words, {**evidence, "control": away}
+            )
+        return Finding("copier", f"indistinguishable from {case.control}", "against", text, evidence)
+    names = {"smoothing": "explained by smoothing", "shift": "explained by an intensity shift"}
+    keys = {"smoothing": "smoothing", "shift": "intensity_shift"}
+    words = f"{text} That is not more often than in the row “{row['name']}”."
+    return Finding(keys[kind], names[kind], "against", words, evidence)
+
+
+def _hits_in_words(case: Case, nulls: Sequence[Row]) -> str:
+    model, target, real = case.model, case.target, case.rows.get("real")
+    beside = f", real {target} {percent(real['target_hit'])}" if real is not None else ""
+    text = f"The classifier sees {target} in {percent(model['target_hit'])} of the outputs{beside}"
+    listed = ", ".join(f"{row['name']} {percent(row['target_hit'], interval=False)}" for row in nulls)
+    sentences = [f"{text}; {listed}." if listed else f"{text}."]
+    relative = model.get("hit_relative", {})
+    if relative.get("low") is not None and relative["low"] > 1:
+        sentences.append(
+            "That is more often than in real cells: the effect, or the share of cells that respond, is overdone."
+        )
+    if relative.get("high") is not None and relative["high"] < 1:
+        times = number(relative, digits=2)
+        sentences.append(f"That is {times} times as often as in real cells: the phenotype is carried in part at most.")
+    return " ".join(sentences)
+
+
+def cell_by_cell(case: Case) -> Finding:
+    """Compare the error against each cell's counterfactual with that of every null row; where the truth is not known, say so."""
+    model, error = case.model, case.model.get("error")
+    if error is None:
+        return Finding("cell_by_cell", "truth per cell not known", "open", "The truth per cell is not known here.")
+    if "not_computed" in error:
+        words = f"Error per cell: not computed ({error['not_computed']})."
+        return Finding("cell_by_cell", "truth per cell not known", "open", words)
+    against = {key: model["against"][key] for key, _ in NULLS if key in model["against"]}
+    lost = [case.rows[key]["name"] for key, found in against.items() if found["high"] >= 0]
+    copy = case.rows["copy"]["error"]["value"] if "copy" in case.rows else None
+    sentence = f"Error per cell {number(error)}" + (f" against {copy:.3f} for copying" if copy is not None else "")
+    score = model.get("score", {})
+    if score.get("value") is not None:
+        sentence += f"; on the scale where 0 is the best possible and 1 is copying: {number(score, digits=2)}"
+    evidence = {"error": error, **{f"less {case.rows[key]['name']}": found for key, found in against.items()}}
+    if not lost:
+        text = f"{sentence}. It is closer to the truth than every null row."
+        return Finding("cell_by_cell", "closer to each cell's truth than every null row", "for", text, evidence)
+    worse = "copy" in against and against["copy"]["low"] > 0
+    name = "not of this cell" if worse else "no nearer to the truth than a null row"
+    text = f"{sentence}. It is not closer to the truth than: {', '.join(lost)}."
+    return Finding("not_this_cell" if worse else "not_closer", name, "against", text, evidence)
+
+
+def identity(case: Case) -> Finding:
+    """Say whether outputs find their own sources again among all sources of the plate; by chance, half of the others lie nearer."""
+    found = case.evidence.get("identity")
+    if found is None or found["auc"]["low"] is None:
+        return Finding(
+            "identity", "identity not judged", "open", "Nothing says that an output is still its own source cell."
+        )
+    auc, first = found["auc"], found["top_1"]
+    text = (
+        f"An output's own source is nearer to it than {percent(auc)} of the other sources of its plate (by chance 50\u00a0%), "
+        f"and the nearest of all in {percent(first)} (by chance {100 * found['chance']:.0f}\u00a0%)"
+    )
+    evidence = {"auc": auc, "top_1": first, "chance": {"value": found["chance"]}}
+    if auc["low"] > 0.5:
+        return Finding("identity", "keeps its cell recognisable", "for", f"{text}.", evidence)
+    return Finding(
+        "not_this_cell", "not of this cell", "against", f"{text}: no sign of the source cell is left.", evidence
+    )
+
+
+def condition_used(case: Case) -> Finding:
+    """Compare outputs for the target with outputs of the same cells for other targets."""
+    gap, shuffled = case.evidence.get("shuffled"), case.rows.get(f"shuffled:{case.key}")
+    known = "not_computed" not in case.model["target_hit"]
+    if shuffled is None or gap is None or not known or gap["log_odds"]["low"] is None:
+        why = (
+            "nothing was translated to another target"
+            if shuffled is None
+            else "the classifier does not know the target"
+        )
+        text = f"Whether the condition is used was not tested: {why}."
+        return Finding("condition_used", "use of the condition not tested", "open", text)
+    share = percent(shuffled["target_hit"], interval=False)
+    odds, evidence = number(gap["log_odds"], digits=2), {"log_odds": gap["log_odds"], "hits": gap["hits"]}
+    seen = f"Outputs of the same cells for other targets are seen as {case.target} in {share}"
+    somewhere = [part["plate"] for part in gap.get("plates", []) if (part["log_odds"]["low"] or 0) > 0]
+    if gap["log_odds"]["low"] > 0 or somewhere:
+        where = "" if gap["log_odds"]["low"] > 0 else f" on {_listed('plate', somewhere)}"
+        text = f"{seen}, and their log odds of it lie {odds} lower: the condition is used{where}."
+        return Finding("condition_used", "uses its condition", "for", text, evidence)
+    text = f"{seen}, and their log odds of it lie no lower ({odds}): the condition is not used."
+    return Finding("condition_ignored", "does not depend on its condition", "against", text, evidence)
+
+
+def memoriser(case: Case) -> Finding | None:
+    """Say where outputs are copies of training cells more often than real cells seem to be."""
+    found = case.evidence.get("memorisation")
+    if found is None or found["excess"]["low"] is None:
+        return None
+    text = (
+        f"{percent(found['copied'])} of the outputs lie as near to one training cell as no real cell does; of real cells that nobody "
+        f"trained on {percent(found['held_out'])}"
+    )
+    evidence = {key: found[key] for key in ("copied", "held_out", "excess")}
+    if found["excess"]["low"] > 0:
+        return Finding("memoriser", "returns training cells", "against", f"{text}: they are copies.", evidence)
+    return Finding("memoriser", "invents its cells", "for", f"{text}.", evidence)
+
+
+def duplicates(case: Case) -> Finding | None:
+    """Say where outputs repeat one another, also flipped or turned, more often than their sources do."""
+    found = case.evidence.get("repeats")
+    if found is None or found["share"]["low"] <= found["sources"]["high"]:
+        return None
+    text = (
+        f"{percent(found['share'])} of the outputs repeat another one; {found['distinct']} are distinct. Of their sources "
+        f"{percent(found['sources'])} repeat another. n counts copies."
+    )
+    return Finding("duplicates", "repeats its outputs", "against", text, {"share": found["share"]})
+
+
+def plates(case: Case) -> Finding | None:
+    """Say where a model does nothing on some plates."""
+    by_measure = case.evidence.get("plates") or {}
+    failing: dict[str, list[str]] = {}
+    works: dict[str, None] = {}
+    for measure, found in by_measure.items():
+        for part in found:
+            if part["state"] == "fails":
+                failing.setdefault(part["plate"], []).append(f"{_GAINS[measure]} {number(part['gain'], digits=2)}")
+            elif part["state"] == "works":
+                works[part["plate"]] = None
+    if not failing:
+        return None
+    working = [plate for plate in works if plate not in failing]
+    failed = "; ".join(f"on {plate} {', '.join(words)}" for plate, words in failing.items())
+    name = f"works on {_listed('plate', working)} only" if working else f"fails on {_listed('plate', list(failing))}"
+    text = f"What is gained over copying lies not above 0 on some plates, and below that of the others: {failed}."
+    evidence = {f"{part['plate']}, {measure}": part["gain"] for measure, found in by_measure.items() for part in found}
+    return Finding("plates", name, "against", text, evidence)
+
+
+_GAINS = {"hits": "share of target hits", "error": "squared error"}
+
+
+def _listed(unit: str, names: Sequence[str]) -> str:
+    return f"{unit}{'' if len(names) == 1 else 's'} {', '.join(names)}"
+
+
+def distance(case: Case) -> Finding | None:
+    """Say how much of the gap between control and target is closed; it is never a verdict by itself."""
+    gap = case.model.get("gap_closed", {})
+    if gap.get("value") is None:
+        return None
+    text = f"It closes {number(gap, digits=2)} of the Fréchet distance between control and target (n = {case.model['n_distance']})."
+    return Finding("distance", "distance to real cells", "open", text, {"gap_closed": gap})
+
+
+def percent(found: Mapping[str, Any], *, interval: bool = True) -> str:
+    """Return a share in percent, with its interval."""
+    text = f"{100 * found['value']:.0f}\u00a0%"
+    if not interval or found.get("low") is None:
+        return text
+    return f"{text} ({100 * found['low']:.0f}–{100 * found['high']:.0f})"
+
+
+def number(found: Mapping[str, Any], *, digits: int = 3) -> str:
+    """Return an estimate, with its interval."""
+    value, low, high = (
+        None if found[key] is None else f"{found[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
+    )
+    return f"{value}" if low is None else f"{value} ({low} to {high})"
+
+
+def channels(case: Case) -> list[Finding]:
+    """Name each stain that is missing, another one or the same in all cells, and each that does not change as real cells do."""
+    missing, unchanged = [], []
+    for part in case.evidence.get("channels") or []:
+        (unchanged if part["findings"] == [UNCHANGED] else missing if part["findings"] else []).append(part)
+    found = []
+    if missing:
+        name = " and ".join(dict.fromkeys(_of_stain(part) for part in missing))
+        text = "Stain by stain: " + "; ".join(f"{part['channel']} is {', '.join(part['findings'])}" for part in missing)
+        numbers = {part["channel"]: part["empty"] for part in missing}
+        found.append(Finding("channels", name, "against", f"{text}.", numbers))
+    if unchanged:
+        stains = ", ".join(part["channel"] for part in unchanged)
+        slopes = ", ".join(f"{part['channel']} {number(part['effect']['slope'], digits=2)}" for part in unchanged)
+        text = f"Real cells change in {stains}; the outputs' effect there has the slope {slopes}, where 1 is right and 0 a copy."
+        numbers = {part["channel"]: part["effect"]["slope"] for part in unchanged}
+        found.append(Finding("stains_copied", f"does not change {stains} as real cells do", "against", text, numbers))
+    return found
+
+
+def _of_stain(part: Mapping[str, Any]) -> str:
+    words = part["findings"]
+    if any(word.startswith("dropped") for word in words):
+        return f"drops the {part['channel']} channel"
+    if "the same in all cells" in words:
+        return f"shows one {part['channel']} for all cells"
+    return f"shows another stain as {part['channel']}"
