@@ -170,7 +170,8 @@ def consistency_map(
     if not _has_pairs(table):
         return {}
     found = _precisions(table, rules)
-    asked = found[(found[_ORIGIN] == "query") & (found["n_pos_pairs"] > 0)]
+    ranked = (found["n_pos_pairs"] > 0) & (found["n_total_pairs"] > found["n_pos_pairs"])
+    asked = found[(found[_ORIGIN] == "query") & ranked]
     settings: dict[str, Any] = {"seed": seed, "null_size": null_size, "level": level}
     return _corrected({name: _retrieved(part, [_MOA], **settings) for name, part in asked.groupby(_MOA)})
 

@@ -45,3 +45,25 @@ def test_a_hit_beats_every_other_condition():
 def test_confusion_counts_every_cell_once():
     table = classification.confusion(np.array([0, 1, 1]), np.array([0, 0, 1]), conditions=2)
     assert table.tolist() == [[1, 1], [0, 1]]
+
+
+def test_a_mechanisms_probability_is_the_sum_over_its_conditions():
+    logits = np.log(np.array([[0.4, 0.35, 0.25], [0.6, 0.3, 0.1]]))
+    groups = np.array([0, 1, 1])  # two conditions share a mechanism
+    assert classification.moa_probabilities(logits, groups) == pytest.approx(np.array([[0.4, 0.6], [0.6, 0.4]]))
+    assert classification.moa_hits(logits + 7.0, groups, 1).tolist() == [True, False]
+
+
+def test_counting_cells_agrees_with_linear_discriminants_of_scikit_learn():
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 2], 12)
+    counts = rng.poisson(np.where(labels == 2, 60, 200)).astype(float)
+    asked = np.array([50.0, 100.0, 250.0])
+    found = classification.logits_from_count(asked, training=(counts, labels), conditions=3)
+    assert np.isneginf(found[:, 1]).all()  # a condition that no training well had
+    model = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5]).fit(np.log1p(counts)[:, None], labels)
+    expected = model.decision_function(np.log1p(asked)[:, None])
+    assert found[:, 2] - found[:, 0] == pytest.approx(expected * 22 / 24)  # its variance is divided by n, ours by n - K
+    assert classification.target_hits(found, 2).tolist() == [True, True, False]

@@ -87,3 +87,45 @@ def test_a_shifted_nucleus_is_measured():
     assert agreement["n"] == 1
     assert agreement["shift_px"] == pytest.approx(3, abs=0.2)
     assert 0.2 < agreement["iou"] < 0.8
+
+
+def test_errors_by_channel_have_the_mean_that_is_the_cells_error(world):
+    source, responding, _, _, masks = world
+    deviation = content.channel_deviation(source)
+    by_channel = content.channel_squared_error(
+        source * [[[1.0]], [[0.5]], [[0.0]]], responding, masks, deviation=deviation
+    )
+    whole = content.cell_squared_error(source * [[[1.0]], [[0.5]], [[0.0]]], responding, masks, deviation=deviation)
+    assert by_channel.shape == (N, C)
+    assert by_channel.mean(axis=1) == pytest.approx(whole)
+
+
+def _spots(*radii, size=48):
+    """Draw discs side by side."""
+    yy, xx = np.mgrid[:size, :size]
+    centres = [(24, 12), (24, 36)][: len(radii)]
+    discs = [np.hypot(yy - y, xx - x) < radius for (y, x), radius in zip(centres, radii, strict=True)]
+    return np.maximum.reduce(discs).astype(np.float32)[None], discs[0][None]
+
+
+def test_areas_and_numbers_of_nuclei_are_compared():
+    reference, nucleus = _spots(8, 7)
+    smaller, _ = _spots(5.66)
+    found = content.nucleus_agreement(smaller, reference, nucleus)
+    assert found["area_ratio"] == pytest.approx(0.5, abs=0.06)
+    assert found["iou"] == pytest.approx(0.5, abs=0.06)
+    assert found["shift_px"] == pytest.approx(0, abs=0.3)
+    assert (found["count"], found["count_reference"], found["same_count"], found["lost"]) == (1, 2, 0, 0)
+
+
+def test_a_lost_nucleus_is_counted_as_lost():
+    reference, nucleus = _spots(8)
+    images = np.concatenate([reference, np.zeros_like(reference)])
+    twice, nuclei = np.concatenate([reference] * 2), np.concatenate([nucleus] * 2)
+    assert content.nucleus_agreement(images, twice, nuclei)["lost"] == 0.5
+    per_cell = content.compare_nuclei(images, twice, nuclei)
+    found = content.nucleus_estimates(per_cell, Blocks(np.arange(2), "wells"), resamples=50, seed=0)
+    assert found["iou"].n == 1
+    assert found["same_count"].value == 0.5
+    assert found["count_difference"].value == -0.5
+    assert content.nucleus_agreement(images[1:], twice[1:], nuclei[1:]) == {"n": 0}

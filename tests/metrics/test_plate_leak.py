@@ -41,7 +41,7 @@ def test_honest_outputs_are_taken_for_their_sources_plate_as_real_target_cells_a
     control, real, source, wells = world()
     found = plate_leak(outputs(source, source.features + 0.5), control, real, wells=wells, **DRAWS)
     assert found.accuracy.low > 0.9
-    assert found.own.low > 0.9
+    assert found.own.low > 0.8
     assert found.gap.low <= 0 <= found.gap.high
     assert found.chance == pytest.approx(1 / 3)
 
