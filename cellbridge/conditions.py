@@ -77,3 +77,23 @@ def resolve(text: str, known: Iterable[Condition], *, aliases: Mapping[str, str]
         raise ConditionError(f'condition "{text}" is not in the data at that dose.{did_you_mean(text, names)}')
     names = [c.name for c in conditions] + [c.compound for c in conditions if c.dose_um is not None]
     raise ConditionError(f'condition "{text}" is not in the data.{did_you_mean(text, names)}')
+
+
+def resolve_or_read(
+    text: str, known: Iterable[Condition], *, aliases: Mapping[str, str] | None = None, unseen: bool
+) -> Condition:
+    """Return the known condition that `text` names or, where `unseen` ones are asked for, the condition that it writes.
+
+    Raises
+    ------
+    ConditionError : as `resolve`; with `unseen` only for a compound that is known at several doses and named without one.
+    """
+    conditions = list(known)
+    try:
+        return resolve(text, conditions, aliases=aliases)
+    except ConditionError:
+        wanted = Condition.parse(text)
+        of_known = any(c.compound.casefold() == wanted.compound.casefold() for c in conditions)
+        if not unseen or (of_known and wanted.dose_um is None):
+            raise
+        return wanted

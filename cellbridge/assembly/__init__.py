@@ -22,6 +22,7 @@ from cellbridge.assembly.bases import (
     load_base,
     publish_base,
     reads_unseen,
+    with_smiles,
     with_spare_row,
     with_unseen,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "reads_unseen",
     "starting_weights",
     "switch",
+    "with_smiles",
     "with_spare_row",
     "with_unseen",
 ]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,30 @@ def with_unseen(base: Base, condition: Condition) -> Base:
     network: Any = copy.deepcopy(base.network)
     network.conditioner.tokens.describe(condition_table(card))
     return Base(network, card, base.sha256, base.schedule)
+
+
+def with_smiles(base: Base, smiles: Mapping[str, str]) -> Base:
+    """Return the base with the SMILES of more compounds, which `with_unseen` then finds.
+
+    Raises
+    ------
+    ModelError : the base reads names, or was trained on another SMILES of one of the compounds.
+    """
+    if not smiles:
+        return base
+    chosen = base.card.network.conditioning
+    if chosen.text != "smiles":
+        raise ModelError(
+            "smiles: the base reads no SMILES. Leave them out, or pretrain with conditioning.text: smiles."
+        )
+    for compound, text in smiles.items():
+        if chosen.smiles.get(compound, text) != text:
+            raise ModelError(
+                f'smiles: the base was trained on {chosen.smiles[compound]} for "{compound}", not {text}. Leave it out.'
+            )
+    conditioning = chosen.model_copy(update={"smiles": {**chosen.smiles, **smiles}})
+    network = base.card.network.model_copy(update={"conditioning": conditioning})
+    return replace(base, card=base.card.model_copy(update={"network": network}))
 
 
 def with_spare_row(base: Base, condition: str) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cellbridge import processes
-from cellbridge.conditions import Condition, resolve
+from cellbridge.conditions import Condition, resolve, resolve_or_read
 from cellbridge.config import SolverConfig, XTOrigin, prior_run
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ConfigError, ModelError, StoreError, did_you_mean
@@ -49,6 +49,11 @@ class Config(Section):
     blend: dict[str, float] | Literal["doses"] | None = None
     """Shares of adapters, `A:0.3,B:0.7`; what is missing to 1 is the control. `doses` blends, for each condition that is not
     modelled itself, the two adapters of its compound between whose doses it lies, linearly in the logarithm of the dose."""
+    unseen: bool = False
+    """Take a condition that neither the store nor the models know for one that the base is to read the name or SMILES of; otherwise
+    it is taken for a slip of the pen."""
+    smiles: dict[str, str] = Field(default_factory=dict)
+    """SMILES of unseen compounds by name, for a base that reads SMILES."""
     solver: SolverConfig = SolverConfig()
     x_T: XTOrigin = "fresh"
     """`fresh`: N(0, I); `prior:DIR`: the noise that each condition's cells really come from, as a run of `fit-prior` found it."""
@@ -120,7 +125,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     from cellbridge.runtime import pick_device
 
     device = pick_device(config.device)
-    base = assembly.load_base(config.base, device=device)
+    base = assembly.with_smiles(assembly.load_base(config.base, device=device), config.smiles)
     assembly.check_fit(base.card, info)
     models = _Models(config, base, recipes)
     results = _generated(config, models, info, plate=plate, device=device)
@@ -225,7 +230,7 @@ def _recipes(
             condition, shares = _between(text, adapted, aliases=aliases)
             recipes[condition] = shares
         else:
-            recipes[resolve(text, known, aliases=aliases)] = None
+            recipes[resolve_or_read(text, known, aliases=aliases, unseen=config.unseen)] = None
     return recipes
 
 
@@ -259,6 +264,7 @@ class _Models:
         self._guides.require(condition.name for condition in recipes)
         own = {"base": base.card.plates, **{c.name: card.plates for c, card in cards.items()}}
         self._priors = _priors(config, base, recipes)
+        self.of_prior = {"prior_kind": prior.kind} if (prior := next(iter(self._priors.values()), None)) else {}
         prior = prior_run(config.x_T)
         fitted = {} if prior is None else assembly.prior_plates(prior, recipes)
         own |= {name: tuple(sorted({*own[name], *plates})) for name, plates in fitted.items()}
@@ -390,6 +396,7 @@ def _write(
                 **({} if (prior := prior_run(config.x_T)) is None else {"prior": fingerprint(prior)}),
             },
             "trained_on": models.plates,
+            **models.of_prior,
             "generated": {"per_condition": config.n, "plate": plate, "share_clipped": kept.share_clipped},
         },
         overwrite=config.overwrite,

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from cellbridge import processes
-from cellbridge.conditions import Condition, resolve
+from cellbridge.conditions import Condition, resolve, resolve_or_read
 from cellbridge.config import SolverConfig, XTOrigin, prior_run
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
@@ -50,6 +50,11 @@ class Config(Section):
     n: PositiveInt | None = None
     """How many cells, drawn evenly over plates by the seed; None takes all."""
     method: Literal["ddib"] = "ddib"
+    unseen: bool = False
+    """Take a condition that neither the store nor the models know for one that the base is to read the name or SMILES of; otherwise
+    it is taken for a slip of the pen."""
+    smiles: dict[str, str] = Field(default_factory=dict)
+    """SMILES of unseen compounds by name, for a base that reads SMILES."""
     solver: SolverConfig = SolverConfig()
     x_T: XTOrigin = "inverted"
     """`inverted`: the cell's own noise; `fresh`: N(0, I), which gives new cells; `prior:DIR`: new cells out of the noise that each
@@ -86,7 +91,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     """
     info = describe(config.store)
     source = resolve(config.source or info.control, info.conditions, aliases=info.aliases)
-    wanted = [resolve(t, info.conditions, aliases=info.aliases) for t in config.targets or ()]
+    known = info.conditions
+    wanted = [resolve_or_read(t, known, aliases=info.aliases, unseen=config.unseen) for t in config.targets or ()]
     _check_out(config, out)
 
     from cellbridge import assembly
@@ -94,7 +100,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     from cellbridge.runtime import pick_device
 
     device = pick_device(config.device)
-    base = assembly.load_base(config.base, device=device)
+    base = assembly.with_smiles(assembly.load_base(config.base, device=device), config.smiles)
     assembly.check_fit(base.card, info)
     models = assembly.load_models(base, config.adapters, asked=wanted)
     targets, guides = _choose(wanted, tuple(models), source=source), assembly.load_guides(config.solver, base)
@@ -216,6 +222,8 @@ def _attributes(config: Config, base: "Base", *, trained_on: dict[str, list[str]
     """Return what the store says of how it was made."""
     import torch
 
+    from cellbridge import assembly
+
     prior = prior_run(config.x_T)
     last = torch.tensor([base.schedule.steps - 1.0], dtype=torch.float64)
     return {
@@ -231,6 +239,7 @@ def _attributes(config: Config, base: "Base", *, trained_on: dict[str, list[str]
         },
         "trained_on": trained_on,
         "alpha_T": float(base.schedule.alpha(last)),
+        **({} if prior is None else {"prior_kind": assembly.read_prior_card(prior).prior}),
     }
 
 
