@@ -91,6 +91,13 @@ def test_exact_coupling_of_equals_is_scipys_assignment():
     assert coupling.method == "assignment"
 
 
+def test_automatic_assignment_costs_what_the_exact_one_does():
+    cost = cloud_cost(100, 100, 64)
+    automatic = couple(cost, reg=0.003, reg_unit="spread")
+    assert automatic.method == "assignment"
+    assert automatic.cost == pytest.approx(couple(cost, method="exact").cost, rel=1e-12)
+
+
 @pytest.mark.parametrize(("n", "m", "weighted"), [(60, 60, False), (60, 40, False), (50, 60, True)])
 def test_exact_coupling_costs_what_pots_network_simplex_finds(n, m, weighted):
     cost = cloud_cost(n, m, 8)
