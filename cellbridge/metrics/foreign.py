@@ -193,7 +193,7 @@ def _of_timm(name: str, state: Mapping[str, Tensor], device: torch.device) -> Bu
         raise ModelError('timm is not installed. Install it: pip install "cellbridge[extractors]".') from None
     if not timm.is_model(name):
         raise ModelError(f'timm has no network "{name}".{did_you_mean(name, timm.list_models())}')
-    network = timm.create_model(name, pretrained=False, num_classes=0)
+    network: Any = timm.create_model(name, pretrained=False, num_classes=0)
     head = network.pretrained_cfg.get("classifier") or ()
     _load(network, state, name=f"timm's {name}", heads=(head,) if isinstance(head, str) else tuple(head))
     expected: dict[str, Any] = resolve_model_data_config(network)

@@ -6,6 +6,8 @@ Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", arXiv:1706.0
 "Algorithms for computing the sample variance", Am. Stat. 37:242 (merging).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,14 +57,15 @@ class Moments:
         """Take a batch (n, feature) in, and return itself."""
         for start in range(0, len(batch), _CHUNK):
             rows = float_rows(batch[start : start + _CHUNK])
-            self._shift(len(rows), rows.mean(axis=0), rows, None)
+            mean = rows.mean(axis=0)
+            self._take(len(rows), mean, rows, partial(_about, rows, mean))
         return self
 
     def merge(self, other: "Moments") -> "Moments":
         """Take in what another has seen, and return itself."""
         if other.n:
             rows = None if other._rows is None else np.concatenate(other._rows)
-            self._shift(other.n, other.mean, rows, other._scatter)
+            self._take(other.n, other.mean, rows, other._about_mean)
         return self
 
     @property
@@ -103,27 +106,27 @@ class Moments:
         values, vectors = eigh(self._scatter / (self.n - 1))
         return np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
 
-    def _shift(self, n: int, mean: Matrix, rows: Matrix | None, scatter: Matrix | None) -> None:
+    def _take(self, n: int, mean: Matrix, rows: Matrix | None, about_mean: Callable[[], Matrix]) -> None:
+        """Take in n rows of a known mean: the rows themselves, or the sum of squares about their mean."""
         if self._mean is not None and len(mean) != len(self._mean):
             raise ValueError(f"{len(mean)} features after {len(self._mean)}: one extractor makes all batches")
         together = self.n + n
-        keeps_rows = self._rows is not None and rows is not None and together <= len(mean)
-        if not keeps_rows:
-            gap = mean - (self._mean if self._mean is not None else mean)
-            own, theirs = self._about_mean(len(mean)), scatter if rows is None else _about(rows, mean)
-            own += theirs
-            own += np.outer(gap, gap * (self.n * n / together))
-            self._scatter, self._rows = own, None
-        elif rows is not None and self._rows is not None:
+        if self._rows is not None and rows is not None and together <= len(mean):
             self._rows.append(rows.copy())
+        else:
+            scatter = self._about_mean() if self.n else np.zeros((len(mean), len(mean)))
+            scatter += about_mean()
+            gap = mean - (mean if self._mean is None else self._mean)
+            scatter += np.outer(gap, gap * (self.n * n / together))
+            self._scatter, self._rows = scatter, None
         before = 0.0 if self._mean is None else self._mean * (self.n / together)
         self._mean, self.n = before + mean * (n / together), together
 
-    def _about_mean(self, features: int) -> Matrix:
+    def _about_mean(self) -> Matrix:
+        """Return the sum of squares about the mean, (feature, feature)."""
         if self._scatter is not None:
             return self._scatter
-        if not self._rows:
-            return np.zeros((features, features))
+        assert self._rows is not None
         return _about(np.concatenate(self._rows), self.mean)
 
     def _require_two(self) -> None:

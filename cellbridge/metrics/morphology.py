@@ -124,11 +124,11 @@ def _sizes(regions: Regions) -> stain.Measures:
     nuclei, cells = regions.nuclei, regions.cells
     found: stain.Measures = {"Image_Count_Nuclei": regions.count.astype(np.float64)}
     for place, masks in (("Nuclei", nuclei), ("Cells", cells)):
-        found[f"{place}_Found"] = masks.any(axis=(1, 2)).astype(np.float64)
+        found[f"{place}_Found"] = shape.present(masks).astype(np.float64)
         found |= {f"{place}_AreaShape_{name}": values for name, values in shape.shape(masks).items()}
-    both = nuclei.any(axis=(1, 2)) & cells.any(axis=(1, 2))
-    apart = np.linalg.norm(shape.centroids(nuclei) - shape.centroids(cells), axis=1)
-    found["Nuclei_Location_OffCentre"] = np.where(both, apart, 0)
+    both = shape.present(nuclei) & shape.present(cells)
+    y, x = (shape.centroids(nuclei) - shape.centroids(cells)).T
+    found["Nuclei_Location_OffCentre"] = np.hypot(y, x) * both
     return found
 
 
@@ -162,11 +162,7 @@ def _one_cell(
     featurize: Any, config: Any, signal: NDArray[np.float64], masks: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Measure one crop; what cp_measure cannot measure (NaN, or a region that is not there) is 0, as among our own measures."""
-    present = masks.any(axis=(1, 2))
-    shown = np.where(present[:, None, None], masks, True).astype(
-        np.int32
-    )  # so that its table has one shape for all crops
+    there = shape.present(masks)[:, None]
+    shown = np.where(there[:, :, None], masks, True).astype(np.int32)  # a table of one shape for all crops
     values = np.asarray(featurize(signal, shown, config)[0], dtype=np.float64)
-    return np.concatenate(
-        [np.where(np.isfinite(values), values, 0) * present[:, None], present[:, None]], axis=1
-    ).ravel()
+    return np.concatenate([np.where(np.isfinite(values), values, 0) * there, there], axis=1).ravel()

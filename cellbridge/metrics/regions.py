@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-Mask = NDArray[np.bool_]
+from cellbridge.metrics.shape import Mask, present
+
 Stack = NDArray[np.floating[Any]]
 
 DNA = ("dna", "dapi", "hoechst", "nucleus")
@@ -73,7 +74,7 @@ def find_regions(images: Stack, *, dna: int) -> Regions:
 def regions_of_masks(masks: NDArray[np.integer[Any]]) -> Regions:
     """Return the regions of a store's masks (n, height, width): 0 outside, 1 in the cell, 2 in its nucleus."""
     nuclei = masks == 2
-    return Regions(nuclei, masks > 0, nuclei.any(axis=(1, 2)).astype(np.int64))
+    return Regions(nuclei, masks > 0, present(nuclei).astype(np.int64))
 
 
 def _above_otsu(stack: Stack, *, smooth_px: float) -> Mask:

@@ -29,7 +29,7 @@ def shape(masks: Mask) -> Measures:
     major, minor = _axes(masks)
     perimeter = _perimeter(masks)
     height, width = _box(masks)
-    hull, longest, narrowest = np.array([_hull(mask) for mask in masks]).reshape(-1, 3).T
+    hull, longest, narrowest = np.array([_hull(masks[row]) for row in range(len(masks))]).reshape(-1, 3).T
     depth = depths(masks)
     return {
         "Area": area,
@@ -45,6 +45,11 @@ def shape(masks: Mask) -> Measures:
         "MeanRadius": over(depth.sum(axis=(1, 2)), area),
         "MaximumRadius": depth.max(axis=(1, 2)),
     }
+
+
+def present(masks: Mask) -> NDArray[np.bool_]:
+    """Return which masks hold a pixel, (n,)."""
+    return np.asarray(masks.any(axis=(1, 2)))
 
 
 def over(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
@@ -95,7 +100,7 @@ def _perimeter(masks: Mask) -> NDArray[np.float64]:
 def _box(masks: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     sides = []
     for axis in (2, 1):
-        line = masks.any(axis=axis)
+        line = np.asarray(masks.any(axis=axis))
         first, last = line.argmax(axis=1), line.shape[1] - 1 - line[:, ::-1].argmax(axis=1)
         sides.append(np.where(line.any(axis=1), last - first + 1, 0).astype(np.float64))
     return sides[0], sides[1]
@@ -103,18 +108,12 @@ def _box(masks: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def _hull(mask: Mask) -> tuple[float, float, float]:
     """Return area, longest and narrowest width of the convex hull around the pixels' corners; zeros of an empty mask."""
-    line = mask.any(axis=1)
-    rows = np.flatnonzero(line)
+    rows = np.flatnonzero(mask.any(axis=1))
     if len(rows) == 0:
         return 0.0, 0.0, 0.0
     first, last = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows][:, ::-1].argmax(axis=1)
-    ends = [
-        (row + step, side)
-        for step in (0, 1)
-        for side_of in (first, last)
-        for row, side in zip(rows, side_of, strict=True)
-    ]
-    hull = ConvexHull(np.array(ends, dtype=np.float64))
+    ends = [np.stack([rows + step, sides], axis=1) for step in (0, 1) for sides in (first, last)]
+    hull = ConvexHull(np.concatenate(ends).astype(np.float64))
     corners = hull.points[hull.vertices]
     gaps = np.linalg.norm(corners[:, None] - corners[None], axis=2)
     widths = (-hull.equations[:, :2] @ corners.T - hull.equations[:, 2:]).max(axis=1)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cellbridge.metrics.shape import Mask, Measures, centroids, depths, over
+from cellbridge.metrics.shape import Mask, Measures, centroids, depths, over, present
 
 Signal = NDArray[np.float32]
 """One stain, (n, height, width), in [0, 1]."""
@@ -53,7 +53,7 @@ def radial_distribution(signals: Sequence[Signal], nuclei: Mask, cells: Mask) ->
 
     A pixel at distance a from the centre and b from the edge lies at a / (a + b), as CellProfiler has it.
     """
-    seeds = np.where(nuclei.any(axis=(1, 2))[:, None], centroids(nuclei), centroids(cells))
+    seeds = np.where(present(nuclei)[:, None], centroids(nuclei), centroids(cells))
     y = np.arange(cells.shape[1])[None, :, None] - seeds[:, :1, None]
     x = np.arange(cells.shape[2])[None, None, :] - seeds[:, 1:, None]
     out = np.hypot(y, x)
