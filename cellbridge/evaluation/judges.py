@@ -74,8 +74,8 @@ def _logits(network: Classifier) -> Callable[[Tensor], np.ndarray]:
 
 def named_extractor(wanted: str, channels: Sequence[str], *, device: torch.device) -> Extractor:
     """Return the extractor of a name: what is measured without a network, or a network by its weights file."""
-    if wanted == "morphology":
+    if wanted in ("morphology", "cp_measure"):
         from cellbridge.metrics.morphology import morphology_extractor
 
-        return morphology_extractor(channels)
+        return morphology_extractor(channels, by="cp_measure" if wanted == "cp_measure" else "cellbridge")
     return foreign_extractor(wanted, device=device)
