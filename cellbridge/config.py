@@ -387,6 +387,26 @@ class TrainingConfig(Section):
         return self
 
 
+class BridgeConfig(Section):
+    """How a bridge between two samples of vectors is fitted and sampled."""
+
+    solver: Literal["auto", "mixture", "neural"] = "auto"
+    """`mixture`: a Gaussian-mixture potential; `neural`: a network on top of one for either direction; `auto`: the better of both by
+    held-out energy distance plus the residual of -I / reg."""
+    budget_seconds: float = Field(default=60.0, gt=0.0)
+    """Processor seconds of the fit, all threads together."""
+    components: tuple[PositiveInt, ...] = Field(default=(1, 4, 8, 16), min_length=1)
+    """Numbers of components of the potential to try, rising; held-out rows choose."""
+    width: PositiveInt = 64
+    """Of the network's three hidden layers."""
+    batch_size: int = Field(default=256, ge=2)
+    learning_rate: float = Field(default=3e-3, gt=0.0)
+    pairs: Literal["simulated", "coupled"] = "simulated"
+    """What the network learns from first: pairs of the potential's plan, or of entropic plans between mini-batches."""
+    steps: PositiveInt = 20
+    """Of a simulation; the mixture's plan is drawn in one."""
+
+
 class DenoiserFitConfig(Section):
     """What every stage that fits a denoiser to cells of a store needs to know."""
 

@@ -2,7 +2,6 @@
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from cellbridge.bridge.gaussian import Direction
@@ -25,7 +24,8 @@ class PotentialPreconditioning(Preconditioning):
 
     def __init__(self, forward: MixtureBridge, backward: MixtureBridge, gaussian: GaussianPreconditioning):
         super().__init__()
-        self.ways = torch.nn.ModuleDict({"forward": forward.float(), "backward": backward.float()})
+        self.to_target = forward.float()
+        self.to_source = backward.float()
         self.gaussian = gaussian
 
     def inputs(self, x: Tensor, s: Tensor, direction: Direction) -> Tensor:
@@ -45,9 +45,7 @@ class PotentialPreconditioning(Preconditioning):
         return drawn + self.gaussian.scaled(output, s, direction)
 
     def _way(self, direction: Direction) -> MixtureBridge:
-        way = self.ways[direction]
-        assert isinstance(way, MixtureBridge)
-        return way
+        return self.to_target if direction == "forward" else self.to_source
 
 
 def _elapsed(s: Tensor, direction: Direction) -> Tensor:

@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.utils import skip_init
 
 
 @final
@@ -23,8 +24,9 @@ class BridgePerceptron(nn.Module):
 
     def __init__(self, dimension: int, *, width: int = 64, generator: Generator | None = None):
         super().__init__()
-        hidden = [nn.Linear(size, width) for size in (dimension + 2, width, width)]
-        last = nn.Linear(width, dimension)
+        self.width = width
+        hidden = [skip_init(nn.Linear, size, width) for size in (dimension + 2, width, width)]
+        last = skip_init(nn.Linear, width, dimension)
         self.layers = nn.Sequential(*(part for layer in hidden for part in (layer, nn.SELU())), last)
         for layer in hidden:
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
