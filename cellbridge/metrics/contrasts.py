@@ -52,7 +52,8 @@ def share_difference(
     share_1, share_2 = float(hits.mean()), float(others.mean())
     low = found.value - float(np.hypot(share_1 - low_1, high_2 - share_2))
     high = found.value + float(np.hypot(high_1 - share_1, share_2 - low_2))
-    return Estimate(found.value, min(low, found.low), max(high, found.high), found.n, found.resampled)
+    low, high = max(min(low, found.low), -1.0), min(max(high, found.high), 1.0)
+    return Estimate(found.value, low, high, found.n, found.resampled)
 
 
 def draws_interval(
