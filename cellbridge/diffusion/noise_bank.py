@@ -10,7 +10,7 @@ Song et al. 2021, "Denoising diffusion implicit models", arXiv:2010.02502, eq. 6
 """
 
 from collections.abc import Mapping
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class NoiseBank(XTPrior):
     items : (item, channel, height, width), two or more.
     """
 
-    kind: Final = "bank"
+    kind = "bank"
 
     def __init__(self, items: Tensor):
         if items.ndim != 4 or len(items) < 2:

@@ -6,7 +6,7 @@ that the background is quieter than the cells, and tails.
 """
 
 from collections.abc import Mapping
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class NoiseField(XTPrior):
     bins : (height, width), int64, the bin of each frequency in the order of `torch.fft.fft2`; bin 0 is the constant term.
     """
 
-    kind: Final = "field"
+    kind = "field"
 
     def __init__(self, mean: Tensor, factors: Tensor, bins: Tensor):
         if (

@@ -12,7 +12,7 @@ Dinh et al. 2017, "Density estimation using Real NVP", arXiv:1605.08803, eq. 7 a
 import copy
 import math
 from collections.abc import Mapping
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Generator, Tensor, nn
@@ -34,6 +34,8 @@ class LowFrequencyFlow(nn.Module):
     size : d, the number of modes over all channels. width : of the couplings' hidden layer. layers : couplings, each of which
         changes every other mode by the modes between.
     """
+
+    masks: Tensor
 
     def __init__(self, size: int, *, width: int = 64, layers: int = 4):
         super().__init__()
@@ -89,7 +91,7 @@ class FlowPrior(XTPrior):
     shape : (channel, height, width) of x_T. modes : of each axis.
     """
 
-    kind: Final = "flow"
+    kind = "flow"
 
     def __init__(self, flow: LowFrequencyFlow, *, shape: tuple[int, int, int], modes: int):
         self.flow = flow.double().eval().requires_grad_(False)
@@ -105,7 +107,7 @@ class FlowPrior(XTPrior):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the flow's weights, and the sizes that it is built by."""
-        first: nn.Linear = self.flow.couplings[0][0]  # type: ignore[index, assignment]
+        first: nn.Linear = self.flow.couplings[0][0]  # type: ignore[index]
         sizes = torch.tensor([*self.shape, self.modes, first.out_features, len(self.flow.couplings)])
         return {**self.flow.state_dict(), "sizes": sizes}
 
@@ -174,7 +176,7 @@ def _train(flow: LowFrequencyFlow, training: Tensor, held_out: Tensor) -> None:
                 break
         loss = -flow.log_likelihood(training).mean() / training.shape[1]
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     flow.load_state_dict(best_state)
 

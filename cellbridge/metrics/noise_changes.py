@@ -76,11 +76,11 @@ def changes(before: Noise, after: Noise, *, paired: bool, resamples: int = 500, 
             drawn_effects(part, noise.blocks, resamples=resamples, seed=own)
             for part, noise, own in zip((first[name], other), (before, after), seeds, strict=True)
         ]
-        effects = [_effect(first[name]), _effect(other)]
+        was, now = _effect(first[name]), _effect(other)
         low, high = (None, None) if draws[0] is None or draws[1] is None else percentile_interval(draws[1] - draws[0])
         unit = "none" if before.blocks is None else before.blocks.unit
-        difference = Estimate(effects[1] - effects[0], low, high, min(len(before), len(after)), unit)
-        found.append(Change(name, *effects, difference))
+        difference = Estimate(now - was, low, high, min(len(before), len(after)), unit)
+        found.append(Change(name, was, now, difference))
     return found
 
 

@@ -82,7 +82,7 @@ def noise_report(
 
 def judge_noise(noise: Noise, *, resamples: int, seed: int) -> dict[str, Any]:
     """Return what battery, classifier and low-dimensional Fréchet distances say of noise, two images or more."""
-    settings = {"blocks": noise.blocks, "resamples": resamples, "seed": seed}
+    settings: dict[str, Any] = {"blocks": noise.blocks, "resamples": resamples, "seed": seed}
     told = told_from_noise(noise.x_T, foreground=noise.foreground, **settings)
     few = {"not_computed": f"{len(noise)} images; {FEWEST} or more are needed"}
     return {

@@ -264,9 +264,10 @@ class _Models:
         self._guides.require(condition.name for condition in recipes)
         own = {"base": base.card.plates, **{c.name: card.plates for c, card in cards.items()}}
         self._priors = _priors(config, base, recipes)
-        self.of_prior = {"prior_kind": prior.kind} if (prior := next(iter(self._priors.values()), None)) else {}
-        prior = prior_run(config.x_T)
-        fitted = {} if prior is None else assembly.prior_plates(prior, recipes)
+        kinds = {prior.kind for prior in self._priors.values()}
+        self.of_prior = {"prior_kind": kinds.pop()} if kinds else {}
+        given = prior_run(config.x_T)
+        fitted = {} if given is None else assembly.prior_plates(given, recipes)
         own |= {name: tuple(sorted({*own[name], *plates})) for name, plates in fitted.items()}
         self.plates = own | self._guides.plates
         self.names = {c: _model_name(cards[c].kind, shares) for c, shares in recipes.items()}

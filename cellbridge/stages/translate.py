@@ -297,8 +297,9 @@ def _translated(
     def work(part: "np.ndarray") -> tuple[torch.Tensor, ...]:
         with torch.inference_mode(), autocast(device, dtype):
             batch = _batch(store, part, seed=config.seed, device=device)
-            shared = isinstance(translator, Ddib) and translator.shares_noise
-            noise = (translator.encode(batch).float().cpu(),) if shared else ()
+            noise: tuple[torch.Tensor, ...] = ()
+            if isinstance(translator, Ddib) and translator.shares_noise:
+                noise = (translator.encode(batch).float().cpu(),)
             images = [translator.translate(batch, target=target).images.float().cpu() for target in targets]
         counts, share = store.intensity.to_counts(torch.cat(images), list(batch.plates) * len(targets))
         clipped = torch.tensor(round(share * counts.numel()))
