@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from cellbridge.metrics.intervals import Blocks
 from cellbridge.metrics.moments import Matrix, Rows, float_rows
@@ -180,23 +181,28 @@ def rank_of_condition(
 
 def kernel_sums(rows: Matrix, codes: Codes, kernel: Kernel) -> tuple[Matrix, Matrix]:
     """Return Σ k(x_i, x_j) over i in one group and j in another, (group, group), and Σ k(x_i, x_i) of each group, (group,)."""
-    members, diagonal = np.eye(int(codes.max()) + 1)[codes], np.zeros(int(codes.max()) + 1)
+    members, diagonal = _members(codes), np.zeros(int(codes.max()) + 1)
     sums = np.zeros((len(diagonal), len(diagonal)))
     for start in range(0, len(rows), _CHUNK):
         part = slice(start, start + _CHUNK)
         values = kernel(rows[part], rows)
-        np.add.at(sums, codes[part], values @ members)
+        sums += members[part].T @ (values @ members)
         np.add.at(diagonal, codes[part], np.diagonal(values, offset=start))
     return sums, diagonal
 
 
 def _cross_sums(x: Matrix, codes_x: Codes, y: Matrix, codes_y: Codes, kernel: Kernel) -> Matrix:
-    members = np.eye(int(codes_y.max()) + 1)[codes_y]
-    sums = np.zeros((int(codes_x.max()) + 1, members.shape[1]))
+    members_x, members_y = _members(codes_x), _members(codes_y)
+    sums = np.zeros((members_x.shape[1], members_y.shape[1]))
     for start in range(0, len(x), _CHUNK):
         part = slice(start, start + _CHUNK)
-        np.add.at(sums, codes_x[part], kernel(x[part], y) @ members)
+        sums += members_x[part].T @ (kernel(x[part], y) @ members_y)
     return sums
+
+
+def _members(codes: Codes) -> csr_array:
+    """Return which row belongs to which group, (row, group); sparse, since each cell may be a group of its own."""
+    return csr_array((np.ones(len(codes)), (np.arange(len(codes)), codes)))
 
 
 def _left_out(rows: tuple[Matrix, Matrix], codes: tuple[Codes, Codes], kernel: Kernel) -> tuple[float, Matrix, Matrix]:
