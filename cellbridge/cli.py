@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ class Command:
     """Whether several processes share the work; the others leave it to the main one."""
     behind: tuple[str, ...] = ()
     """Entries of the summary that only `--json` prints: the numbers behind a table."""
+    instead: tuple[str, str] | None = None
+    """A setting, and the module of the stage that takes over where it is given."""
 
 
 _STORE = Option("--store", "store", "the store of real cells that `prepare` made")
@@ -140,6 +142,19 @@ COMMANDS = (
         ),
     ),
     Command(
+        "fit-bridge",
+        "fit_bridge",
+        "fit the Schrödinger bridge between two unpaired samples of vectors",
+        (
+            Option("--source-array", "source_array", "a .npy array (n, d) of the source"),
+            Option("--target-array", "target_array", "a .npy array (m, d) of the target, with the same columns"),
+            Option("--reg", "reg", "squared volatility of the bridge, in squared units of the data"),
+            Option("--solver", "bridge.solver", "auto (default), mixture or neural"),
+            Option("--budget-seconds", "bridge.budget_seconds", "processor seconds of the fit"),
+            _SEED,
+        ),
+    ),
+    Command(
         "translate",
         "translate",
         "show what these very cells would look like under a condition",
@@ -154,10 +169,13 @@ COMMANDS = (
             Option("--method", "method", "ddib"),
             Option("--x-T", "x_T", "inverted (default), fresh, or prior:DIR, a run of `fit-prior`"),
             Option("--n", "n", "how many cells (default: all of the split)"),
+            Option("--bridge", "bridge", "the run directory of `fit-bridge`, for --input-array"),
+            Option("--input-array", "input_array", "a .npy array (n, d) to translate over --bridge, in place of cells"),
             _SEED,
             _DEVICE,
         ),
         shares=True,
+        instead=("input_array", "translate_array"),
     ),
     Command(
         "generate",
@@ -182,16 +200,26 @@ COMMANDS = (
     Command(
         "evaluate",
         "evaluate",
-        "judge translated cells beside the null rows (numbers only)",
+        "judge translated cells, or anybody's images, beside the null rows (numbers only)",
         (
             Option("--translated", "translated", "the store that `translate` made"),
             Option("--reference", "reference", "the store of real cells"),
             Option("--classifier", "classifier", "the run directory of `train-classifier`"),
             Option("--truth", "truth", "the store of counterfactual cells, where the truth is known"),
             Option("--inception-weights", "inception_weights", "torch-fidelity's Inception weights file"),
+            Option(
+                "--generated", "generated", "images of any model, to be judged against --real; give several", many=True
+            ),
+            Option(
+                "--real", "real", "real images that cellbridge did not prepare: a folder, .npz, .h5ad, Zarr or a store"
+            ),
+            Option("--control", "control", "real control images, beside --real"),
+            Option("--train", "train", "the images that the model was trained on, beside --real"),
+            Option("--source", "source", "the images that were translated, by the same names, beside --real"),
             Option("--n", "n", "cells per row (default: as many as every row can have)"),
             _SEED,
         ),
+        instead=("real", "evaluate_images"),
     ),
     Command(
         "report",
@@ -273,15 +301,25 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
 def _call(command: Command, arguments: argparse.Namespace) -> dict[str, Any]:
     from cellbridge.settings import load
 
-    stage = importlib.import_module(f"cellbridge.stages.{command.module}")
     options = {
         option.key: value
         for option in (*command.options, *command.positional)
         if (value := getattr(arguments, _destination(option))) not in (None, [])
     }
+    stage = importlib.import_module(f"cellbridge.stages.{_module(command, arguments, options)}")
     config = load(stage.Config, file=arguments.config, overrides=arguments.set, options=options)
     summary: dict[str, Any] = stage.run(config, out=arguments.out) if command.writes else stage.run(config)
     return summary
+
+
+def _module(command: Command, arguments: argparse.Namespace, options: Mapping[str, Any]) -> str:
+    """Return the stage that is called: the command's own, or the one that takes over where its setting is given."""
+    from cellbridge.settings import given_keys
+
+    if command.instead is None:
+        return command.module
+    key, other = command.instead
+    return other if key in given_keys(arguments.config, arguments.set) | set(options) else command.module
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -301,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.stage = command.module
+        sub.stages = (command.module, *([command.instead[1]] if command.instead else []))
         for option in command.positional:
             sub.add_argument(option.flag, help=option.help, nargs="+" if option.many else None)
         for option in command.options:
@@ -323,12 +361,12 @@ def _parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """argparse, with the settings of a stage in its help, and the nearest command's name for one that does not exist."""
 
-    stage: str | None = None
+    stages: tuple[str, ...] = ()
 
     def format_help(self) -> str:
         """List the settings too; a stage is imported for its own help alone."""
-        if self.stage is not None:
-            self.epilog = _settings_text(self.stage)
+        if self.stages:
+            self.epilog = "\n\n".join(map(_settings_text, self.stages))
         return super().format_help()
 
     def error(self, message: str) -> Any:
@@ -341,9 +379,11 @@ class _Parser(argparse.ArgumentParser):
 def _settings_text(stage: str) -> str:
     from cellbridge.settings import settings
 
-    rows = settings(importlib.import_module(f"cellbridge.stages.{stage}").Config)
-    lines = [f"  {key} = {default}" + (f"\n      {text}" if text else "") for key, default, text in rows]
-    return "settings (--set A.B=C, or in the YAML of --config):\n" + "\n".join(lines)
+    config = importlib.import_module(f"cellbridge.stages.{stage}").Config
+    lines = [f"  {key} = {default}" + (f"\n      {text}" if text else "") for key, default, text in settings(config)]
+    own = any(command.module == stage for command in COMMANDS)
+    heading = "settings" if own else f"{(config.__doc__ or '').strip().rstrip('.').lower()}"
+    return f"{heading} (--set A.B=C, or in the YAML of --config):\n" + "\n".join(lines)
 
 
 def _destination(option: Option) -> str:

@@ -83,6 +83,17 @@ def load(
     return validate(model, values, written=written, source=str(file) if file else "--set")
 
 
+def given_keys(file: Path | None, overrides: Sequence[str]) -> set[str]:
+    """Return the first part of every key that a YAML file and `a.b=c` overrides set.
+
+    Raises
+    ------
+    ConfigError : the file is missing or not a mapping.
+    """
+    written = {} if file is None else _read_yaml(file, _Loader)
+    return {str(key) for key in written} | {override.partition("=")[0].partition(".")[0] for override in overrides}
+
+
 def validate(
     model: type[ConfigT], values: dict[str, Any], *, source: str, written: Mapping[str, Any] | None = None
 ) -> ConfigT:

@@ -62,7 +62,10 @@ def _of_store(store: Any, form: Form) -> ImageSet:
     from cellbridge.runs import file_sha256
 
     info, obs = store.info, store.obs
-    names = obs["Metadata_SourceCell"] if "Metadata_SourceCell" in obs else obs["Metadata_Cell"]
+    names = obs["Metadata_Cell"]
+    if "Metadata_SourceCell" in obs:
+        once = not obs.assign(condition=store.condition_names).duplicated(["Metadata_SourceCell", "condition"]).any()
+        names = obs["Metadata_SourceCell"] if once else names  # several models' outputs share their sources
     places = {key: tuple(obs[f"Metadata_{key}"].astype(str)) for key in ("Plate", "Well", "Site")}
     if form.channels is not None and tuple(form.channels) != tuple(info.channels):
         raise ImageError(

@@ -4,6 +4,7 @@ Nothing is written beside them, and no image is rescaled by its own values: coun
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,9 +94,16 @@ def read_image_set(path: Path, form: Form | None = None) -> ImageSet:
     ------
     ImageError : nothing of this kind is there, a file is damaged, or shapes, types or channels differ or leave the meaning open.
     """
+    found = _read(path, form or Form())
+    repeated = Counter(zip(found.conditions, found.ids, strict=True)).most_common(1)[0]
+    if repeated[1] > 1:
+        raise ImageError(f'{path}: {repeated[1]} images are called "{repeated[0][1]}". Give each a name of its own.')
+    return found
+
+
+def _read(path: Path, form: Form) -> ImageSet:
     from cellbridge.data import image_arrays, image_folders
 
-    form = form or Form()
     if path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
         return image_arrays.read_zarr(path, form)
     if path.is_dir():

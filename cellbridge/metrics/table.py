@@ -23,9 +23,8 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     parts = []
     for target in metrics["targets"]:
         truth = f", {target['n_responders']} responders" if target["n_truth"] else ""
-        wells, sites = (_counted(target[f"n_{unit}s"], unit) for unit in ("well", "site"))
         parts.append(
-            f"{target['source']} → {target['target']}: {target['n']} cells of {wells}, {sites}{truth}; intervals over {target['resampled']}"
+            f"{target['source']} → {target['target']}: {target['n']} cells{_places(target)}{truth}; intervals over {target['resampled']}"
         )
         columns = [
             column
@@ -53,6 +52,14 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     )
     parts.append(_wrapped(legend, indent=""))
     return "\n".join(parts)
+
+
+def _places(target: Mapping[str, Any]) -> str:
+    """Say how many wells and sites the cells come from; nothing where that is not known."""
+    if not target["n_wells"]:
+        return ""
+    wells, sites = (_counted(target[f"n_{unit}s"], unit) for unit in ("well", "site"))
+    return f" of {wells}, {sites}"
 
 
 def _left_out(target: Mapping[str, Any]) -> list[str]:

@@ -76,6 +76,31 @@ def cell_panels(
     return panels
 
 
+def set_panels(rows: Mapping[str, Floats], channels: Sequence[str]) -> dict[str, Panel]:
+    """Draw images of several sets row by row, and the first of them large.
+
+    Parameters
+    ----------
+    rows : name → (n, channel, height, width); names that start with "real" give the contrast, those that start with "nearest" show the
+        real image nearest to that of the row before.
+    """
+    limits = contrast_limits(np.concatenate([images for name, images in rows.items() if name.startswith("real")]))
+    large = {name: images[:6] for name, images in rows.items()}
+    return {
+        "sets": Panel(
+            triptychs(large, channels, limits),
+            "Images of each set",
+            "Drawn by lot, none is picked by eye; “nearest real” is the real image nearest, in features, to the one above. Contrast is one for "
+            f"all, from real images. Under each: minimum / mean / maximum in [-1, 1]. Channels: {', '.join(channels)}.",
+        ),
+        "montage": Panel(
+            montage(rows, channels, limits),
+            "More images, row by row",
+            "Beside each row: minimum / mean / maximum of the images shown.",
+        ),
+    }
+
+
 def noise_panels(
     noises: Mapping[str, Floats], spectra: Mapping[str, tuple[Floats, Floats, Floats]]
 ) -> dict[str, Panel]:
