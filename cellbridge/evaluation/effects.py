@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from cellbridge.data.comparison import Rows
+from cellbridge.evaluation.counting import cells_per_well, wells_of
 from cellbridge.evaluation.sections import Column, absent, share, table
 from cellbridge.evaluation.target import Part, Target
 from cellbridge.metrics.effects import (
@@ -74,7 +75,5 @@ def _cells(found: Agreement) -> dict[str, Any]:
 
 def _log_counts(target: Target, rows: Rows) -> np.ndarray:
     """Return the logarithm of the number of cells that the store holds of each cell's well."""
-    obs = target.reference.obs
-    wells = (obs["Metadata_Plate"].astype(str) + "\x1f" + obs["Metadata_Well"].astype(str)).to_numpy()
-    _, place, counts = np.unique(wells, return_inverse=True, return_counts=True)
-    return np.asarray(np.log(counts[place[rows]]))
+    counts = cells_per_well(target.reference)
+    return np.log([counts[well] for well in wells_of(target.reference, rows).astype(str).tolist()])

@@ -1,8 +1,6 @@
 """Do outputs still look like their own plate? A classifier of plates, trained on real control cells of other wells, is asked."""
 
-import numpy as np
-
-from cellbridge.data.comparison import Rows
+from cellbridge.evaluation.counting import wells_of
 from cellbridge.evaluation.sections import Column, absent, share, table
 from cellbridge.evaluation.target import Part, Target
 from cellbridge.metrics.plate_leak import plate_leak
@@ -28,7 +26,7 @@ def judge_leak(target: Target) -> Part:
     controls = target.rows_on(target.comparison.source, target.plates)
     real = target.rows_on(target.comparison.target, target.plates)
     control, of_real = target.real_sample(controls, name), target.real_sample(real, name)
-    wells = _wells(target, target.comparison.sources), _wells(target, controls)
+    wells = wells_of(target.reference, target.comparison.sources), wells_of(target.reference, controls)
     rows = []
     for arm in target.models:
         found = plate_leak(
@@ -41,8 +39,3 @@ def judge_leak(target: Target) -> Part:
         cells = {key: getattr(found, key) for key in ("accuracy", "chance", "own", "own_real", "gap")}
         rows.append({"key": arm.key, "name": arm.name, "kind": arm.kind, "wrong": {"text": wrong}} | cells)
     return Part(table("plate_leak", _TITLE, _ABOUT, columns=_COLUMNS, rows=rows))
-
-
-def _wells(target: Target, rows: Rows) -> np.ndarray:
-    place = target.reference.obs.iloc[rows]
-    return (place["Metadata_Plate"].astype(str) + "\x1f" + place["Metadata_Well"].astype(str)).to_numpy()

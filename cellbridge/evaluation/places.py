@@ -12,14 +12,14 @@ from cellbridge.metrics.classification import target_hits
 from cellbridge.metrics.contrasts import share_difference
 from cellbridge.metrics.effects import Sample
 from cellbridge.metrics.fid import distances
-from cellbridge.metrics.intervals import corrected_level, student_mean
 from cellbridge.metrics.intervals import share as share_of
+from cellbridge.metrics.intervals import student_mean
 from cellbridge.metrics.plate_gains import PlateGain, plate_gains
 from cellbridge.metrics.scorecard import Arm
 
 _ABOUT = (
-    "Hits: share of cells that the classifier takes for the target. Gained: of the outputs less those of the same cells copied, at a level "
-    "corrected for the number of plates and measures. Distances are to real target cells of the plate, in the first extractor's features, at one n per plate."
+    "Hits: share of cells that the classifier takes for the target. Gained: of the outputs less those of the same cells copied. "
+    "A plate fails where nothing is gained, less than on the others, and there was something to gain. Distances are to real target cells of the plate, in the first extractor's features, at one n per plate."
 )
 _COLUMNS = (
     Column("n", "n", digits=0),
@@ -65,7 +65,7 @@ def _real(target: Target) -> Rows:
 
 def _gains(target: Target, arm: Arm, real: Rows) -> dict[str, list[PlateGain]]:
     """Return what a model gains over copying on each plate, in target hits and, where the truth is known, in squared error."""
-    level, copy, label = corrected_level(2, level=target.draws.charge_level), target.require("copy"), target.label
+    level, copy, label = target.draws.charge_level, target.require("copy"), target.label
     found = {}
     if label is not None:
         hits, copies = (target_hits(part.logits, label) for part in (arm, copy))
@@ -74,7 +74,7 @@ def _gains(target: Target, arm: Arm, real: Rows) -> dict[str, list[PlateGain]]:
         for plate in np.unique(sample.plates):
             there, here = (np.flatnonzero(plates == plate) for plates in (sample.plates, target.plates))
             blocks = (sample.blocks.take(there), copy.blocks.take(here))
-            possible[str(plate)] = share_difference(of_real[there], copies[here], blocks, level=level)
+            possible[str(plate)] = share_difference(of_real[there], copies[here], blocks)
         gains = hits.astype(float) - copies
         found["hits"] = plate_gains(gains, target.plates, arm.blocks, possible=possible, level=level)
     truth = target.truth
@@ -85,7 +85,7 @@ def _gains(target: Target, arm: Arm, real: Rows) -> dict[str, list[PlateGain]]:
         possible = {}
         for plate in np.unique(plates):
             here = np.flatnonzero(plates == plate)
-            possible[str(plate)] = student_mean(of_copy[here], blocks_of_known.take(here), level=level)
+            possible[str(plate)] = student_mean(of_copy[here], blocks_of_known.take(here))
         found["error"] = plate_gains(of_copy - of_model, plates, blocks_of_known, possible=possible, level=level)
     return found
 

@@ -12,10 +12,12 @@ from cellbridge.data.store import Store
 from cellbridge.evaluation.arms import draws_of
 from cellbridge.evaluation.condition import judge_condition
 from cellbridge.evaluation.copies import judge_copies
+from cellbridge.evaluation.counting import count_row
 from cellbridge.evaluation.effects import judge_effects
 from cellbridge.evaluation.identity import judge_identity
 from cellbridge.evaluation.leak import judge_leak
 from cellbridge.evaluation.noise import judge_noises, noises_of
+from cellbridge.evaluation.nuclei import judge_nuclei
 from cellbridge.evaluation.overlap import judge_overlap
 from cellbridge.evaluation.places import judge_places
 from cellbridge.evaluation.stains import judge_stains
@@ -33,6 +35,7 @@ _SECTIONS: Mapping[str, Callable[[Target], Part]] = {
     "copies": judge_copies,
     "overlap": judge_overlap,
     "leak": judge_leak,
+    "nuclei": judge_nuclei,
 }
 """In reading order; the name is that of its evidence in the verdict."""
 
@@ -66,6 +69,7 @@ def score(target: Target, classifier: Mapping[str, Any]) -> Scored:
         **target.draws.settings,
     )
     scores = score_target(target.arms, draws_of(target.sights.reference, comparison), truth=truth, judge=scoring)
+    scores["rows"] = _with_count(scores["rows"], count_row(target))
     parts = {name: make(target) for name, make in _SECTIONS.items()}
     noises = noises_of(target.sights.translated.store, comparison)
     metrics = {
@@ -86,6 +90,12 @@ def score(target: Target, classifier: Mapping[str, Any]) -> Scored:
         "notes": [*target.notes, *_bias(scores["distances"])],
     }
     return Scored(metrics, parts)
+
+
+def _with_count(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put the row of cell counts after the other null rows."""
+    last = max(index for index, found in enumerate(rows) if found["kind"] in ("model", "null"))
+    return [*rows[: last + 1], row, *rows[last + 1 :]]
 
 
 def _verdicts(

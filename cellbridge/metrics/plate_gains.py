@@ -23,8 +23,8 @@ class PlateGain:
 
     Parameters
     ----------
-    gain : mean over the plate's cells of what the output gains over the copy.
-    beside_others : gain less the gain on all other plates.
+    gain : mean over the plate's cells of what the output gains over the copy, at the usual level.
+    beside_others : gain less the gain on all other plates, at a level corrected for the number of plates; one-sided, since only less counts.
     possible : what there is to gain; None where that is not known.
     state : "works" where the gain lies above 0; "fails" where it does not, lies below that of the other plates, and there was something
         to gain; else "unclear".
@@ -53,25 +53,25 @@ def plate_gains(
     possible: Mapping[str, Estimate],
     level: float = LEVEL,
 ) -> list[PlateGain]:
-    """Judge every plate, at a level corrected for their number; empty with fewer than two plates.
+    """Judge every plate; empty with fewer than two.
 
     Parameters
     ----------
     gains : (cell,), what the output gains over the copy of its source: a hit, or a part of the error; 0 where it is as good as the copy.
     plates : (cell,).
     possible : plate → what there is to gain, such as the hits of real target cells less those of copies.
-    level : at which all plates hold together.
+    level : at which the comparisons of all plates with the others hold together.
     """
     names = sorted({str(name) for name in plates})
     if len(names) < 2:
         return []
-    each = corrected_level(len(names), level=level)
+    one_sided = 1 - 2 * (1 - corrected_level(len(names), level=level))
     found = []
     for name in names:
         here, elsewhere = (np.flatnonzero(rows) for rows in (plates == name, plates != name))
         own, rest = blocks.take(here), blocks.take(elsewhere)
-        gain = student_mean(gains[here], own, level=each)
-        beside = student_difference(gains[here], gains[elsewhere], (own, rest), level=each)
+        gain = student_mean(gains[here], own)
+        beside = student_difference(gains[here], gains[elsewhere], (own, rest), level=one_sided)
         state = _state(gain, beside, possible.get(name))
         found.append(PlateGain(name, len(here), gain, beside, possible.get(name), state))
     return found

@@ -53,6 +53,8 @@ class Config(Section):
     """Further features: morphology, cp_measure, timm:MODEL@FILE, torchvision:MODEL@FILE … (each costs seconds to minutes)."""
     inception_weights: Path | None = None
     """torch-fidelity's Inception state dict; without it, what needs it is not computed."""
+    moa: dict[str, str] = Field(default_factory=dict)
+    """Condition → mechanism of action, where it is known: whether the mechanism is seen."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap draws of each interval."""
     model_plates: Literal["disjoint", "shared"] = "disjoint"
@@ -85,6 +87,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     from cellbridge.evaluation.noise import require_finite
     from cellbridge.evaluation.scoring import cell_table, score
     from cellbridge.evaluation.target import Draws, make_target
+    from cellbridge.evaluation.wells import judge_wells
     from cellbridge.metrics.table import text_table
     from cellbridge.tables import write_cells
 
@@ -108,7 +111,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         metrics["targets"].append(found.metrics | {"figures": figures})
         cells.append(cell_table(target, found))
         seen.append(target.without_images())
-    metrics["sections"] = judge_conditions(seen)
+    metrics["sections"] = [*judge_conditions(seen), *judge_wells(seen, config.moa)]
     metrics["cells"] = write_cells(pd.concat(cells, ignore_index=True), out)
     table = text_table(metrics)
     write_text(out / "table.txt", table + "\n")

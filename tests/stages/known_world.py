@@ -1,5 +1,6 @@
 """A small study whose truth is known: discs that a compound shrinks (by chance) or dims, with stores as `prepare` and `translate` write them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ WELLS = {"DMSO": ("A01", "A02", "A03", "A04"), "shrinker@1": ("B01", "B02", "B03
 HEAD = {"channels": CHANNELS, "full_scale": 65535, "size_px": SIZE, "pixel_um": 1.2, "control": "DMSO"}
 
 
-def cells_of(plate: str, well: str, n: int) -> dict[str, np.ndarray]:
+def cells_of(plate: str, well: str, n: int, *, seed: int = 0) -> dict[str, np.ndarray]:
     """Draw what a cell is: radius, staining, whether it would respond, and the seed of its noise."""
-    rng = np.random.default_rng([ord(plate[-1]), ord(well[0]), int(well[1:])])
+    rng = np.random.default_rng([ord(plate[-1]), ord(well[0]), int(well[1:]), *([seed] if seed else [])])
     radius = rng.uniform(4.0, 6.0, n)
     probability = np.clip((radius - 3.5) / 3, 0.1, 0.9)
     return {
@@ -50,13 +51,21 @@ def render(cells: dict[str, np.ndarray], condition: str, *, responds: np.ndarray
     return np.stack(counts), np.stack(masks).astype(np.uint8)
 
 
-def write_study(folder: Path, *, per_well: int = 24) -> dict[str, Path]:
-    """Write the reference and the truth store; the truth knows the DMSO cells of the test plate under both compounds."""
+def write_study(
+    folder: Path, *, per_well: int = 24, seed: int = 0, plates: Mapping[str, str] = PLATES
+) -> dict[str, Path]:
+    """Write the reference and the truth store; the truth knows the DMSO cells of the test plates under both compounds.
+
+    Parameters
+    ----------
+    seed : of the cells.
+    plates : plate → its split.
+    """
     tables, counts, masks, truth = [], [], [], []
-    for plate, split in PLATES.items():
+    for plate, split in plates.items():
         for condition, wells in WELLS.items():
             for well in wells:
-                cells = cells_of(plate, well, per_well)
+                cells = cells_of(plate, well, per_well, seed=seed)
                 table = _table(plate, well, condition, split, per_well)
                 image, mask = render(cells, condition, responds=cells["responds"])
                 tables.append(table), counts.append(image), masks.append(mask)
@@ -64,7 +73,7 @@ def write_study(folder: Path, *, per_well: int = 24) -> dict[str, Path]:
                     truth.append((table, cells))
     obs, images = pd.concat(tables, ignore_index=True), np.concatenate(counts)
     is_control = (obs["Metadata_Compound"] == "DMSO").to_numpy()
-    control = {plate: images[is_control & (obs["Metadata_Plate"] == plate).to_numpy()] for plate in PLATES}
+    control = {plate: images[is_control & (obs["Metadata_Plate"] == plate).to_numpy()] for plate in plates}
     maps = fit_intensity(control, channels=CHANNELS, full_scale=65535)
     paths = {"reference": folder / "store.zarr", "truth": folder / "truth.zarr"}
     write_store(paths["reference"], obs=obs, counts=images, masks=np.concatenate(masks), intensity=maps, **HEAD)
