@@ -19,7 +19,8 @@ from cellbridge.metrics.scorecard import Arm
 
 _ABOUT = (
     "Hits: share of cells that the classifier takes for the target. Gained: of the outputs less those of the same cells copied. "
-    "A plate fails where nothing is gained, less than on the others, and there was something to gain. Distances are to real target cells of the plate, in the first extractor's features, at one n per plate."
+    "A plate fails where nothing is gained, less than on the others, and there was something to gain. Distances are to real target cells of the "
+    "plate, in the first extractor's features, at one n per plate."
 )
 _COLUMNS = (
     Column("n", "n", digits=0),

@@ -108,16 +108,20 @@ def _nulls(case: Case) -> list[tuple[str, str]]:
 
     Elsewhere the imitation is an image that no model returned, and a classifier may take it for anything.
     """
+    return [*NULLS, *([(f"imitation:{case.key}", "shift")] if _mostly_affine(case) else [])]
+
+
+def _mostly_affine(case: Case) -> bool:
+    """Say whether most of what the model changes, more than half by its interval, is an affine map of intensities."""
     affine = case.evidence.get("affine")
-    mostly = affine is not None and affine["low"] is not None and affine["low"] > 0.5
-    return [*NULLS, *([(f"imitation:{case.key}", "shift")] if mostly else [])]
+    return affine is not None and affine["low"] is not None and affine["low"] > 0.5
 
 
 def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str, Any]) -> Finding:
     """Name what does as well as the model."""
     if kind == "control":
-        affine = case.evidence.get("affine")
-        if affine is not None and affine["low"] is not None and affine["low"] > 0.5:
+        if _mostly_affine(case):
+            affine = case.evidence["affine"]
             words = f"{text} Most of what it changes is an affine map of each stain's intensities: {percent(affine)}."
             return Finding(
                 "intensity_shift", "explained by an intensity shift", "against", words, {**evidence, "affine": affine}
@@ -133,8 +137,16 @@ def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str
         return Finding("copier", f"indistinguishable from {case.control}", "against", text, evidence)
     names = {"smoothing": "explained by smoothing", "shift": "explained by an intensity shift"}
     keys = {"smoothing": "smoothing", "shift": "intensity_shift"}
-    words = f"{text} That is not more often than in the row “{row['name']}”."
-    return Finding(keys[kind], names[kind], "against", words, evidence)
+    words = f"{text} That is not more often than in the row “{row['name']}”"
+    affine = case.evidence.get("affine")
+    if kind == "shift" and affine is not None and not _mostly_affine(case):
+        words = (
+            f"{words}, although not most of what the model changes is an affine map of intensities ({percent(affine)})."
+        )
+        return Finding(
+            "shift_not_excluded", "not told from an intensity shift", "open", words, evidence | {"affine": affine}
+        )
+    return Finding(keys[kind], names[kind], "against", f"{words}.", evidence)
 
 
 def _hits_in_words(case: Case, nulls: Sequence[Row]) -> str:

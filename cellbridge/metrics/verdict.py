@@ -140,6 +140,8 @@ def _acquitted(case: Case, found: tuple[Finding, ...]) -> Verdict:
     states = {finding.key: finding.state for finding in found}
     if states.get("unknown") == "open":
         return Verdict("target not known to the classifier", found, None)
+    if "shift_not_excluded" in states and states.get("cell_by_cell") != "for":
+        return Verdict("not told from an intensity shift", found, None)
     part = _part(case.model)
     what = f"a part of the phenotype ({part})" if part else "the phenotype"
     if states.get("cell_by_cell") == "for":
