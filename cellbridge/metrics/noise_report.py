@@ -2,7 +2,7 @@
 
 References: fresh noise (what the tests say of perfect noise); `diffused`, the source images noised to the schedule's last step, which differ
 from noise as far as the schedule leaves something of the image; `generated`, images made of N(0, I) and inverted again (what solver and
-model alone do); `double steps`, the same cells in twice the steps (less of the solver's part); `train`, cells that the model was trained on
+model alone do, and the only one that has the correlation with x_0 which comes with inversion itself); `double steps`, the same cells in twice the steps (less of the solver's part); `train`, cells that the model was trained on
 (without the misfit to new cells).
 """
 
@@ -47,8 +47,9 @@ def noise_report(
 
     Returns
     -------
-    models, fresh (tests of each), classifier, frechet (of the models and fresh noise), references, discretisation, misfit, alpha_T:
-    plain JSON values, `{"not_computed": why}` where something is.
+    models, fresh (tests of each), classifier, frechet (of the models and fresh noise), references, discretisation (twice the steps - N),
+    misfit (the first model's cells - training cells), beyond_generated (the first model's cells - generated images), alpha_T: plain JSON
+    values, `{"not_computed": why}` where something is.
     """
     settings = {"resamples": resamples, "seed": seed}
     first = next(iter(models.values()))
@@ -76,6 +77,7 @@ def noise_report(
         },
         "discretisation": _compared(same_cells, references.get("double steps"), paired=True, **settings),
         "misfit": _compared(references.get("train"), first, paired=False, **settings),
+        "beyond_generated": _compared(references.get("generated"), first, paired=False, **settings),
         "alpha_T": alpha_T,
     }
 

@@ -151,6 +151,15 @@ def test_a_gate_is_passed_by_what_is_harmless_and_not_by_what_is_not(factor, nam
     assert tests[name].state == expected[name]
 
 
+def test_noise_that_a_perfect_flow_inverts_to_is_white_and_still_correlates_with_its_image():
+    """Of Gaussian data, x_T = (x_0 - mean) / std: every test passes but that of independence, whose effect is 1 and has no gate."""
+    x_T = np.random.default_rng(15).standard_normal(SHAPE)
+    tests = {test.name: test for test in battery(x_T, x_0=0.3 * x_T - 0.8)}
+    assert tests["correlation with x_0"].effect == pytest.approx(1.0, abs=0.01)
+    assert tests["correlation with x_0"].state == "described"
+    assert min(test.p for name, test in tests.items() if name != "correlation with x_0") > 0.01
+
+
 def test_effects_have_intervals_that_hold_them(cells):
     x_0, foreground = cells
     x = np.random.default_rng(12).standard_normal(SHAPE)

@@ -84,6 +84,13 @@ def test_the_misfit_is_held_out_against_training_cells(report):
     assert found["difference"]["high"] < 0
 
 
+def test_what_is_beyond_generated_images_is_the_model_s_on_real_cells(report):
+    """Generated images inverted again have 0.95, real cells 0.9 of the variance of noise."""
+    found = by_name(report["beyond_generated"])
+    assert found["difference"]["value"] == pytest.approx(-0.05, abs=0.02)
+    assert found["difference"]["high"] < 0
+
+
 def test_fresh_noise_passes_and_a_quiet_model_does_not(report):
     assert by_name(report["fresh"])["state"] == "inside"
     assert by_name(report["models"]["ddib"])["state"] == "outside"
@@ -95,8 +102,8 @@ def test_what_the_schedule_leaves_of_the_image_is_seen_in_diffused_images_alone(
     """alpha_T = 0.3: the correlation with x_0 is 0.3 times the images' deviation, in units of the noise."""
     diffused = by_name(report["references"]["diffused"]["tests"], "correlation with x_0")
     assert diffused["effect"] > 0.02
-    assert diffused["state"] == "outside"
-    assert by_name(report["models"]["ddib"], "correlation with x_0")["state"] == "inside"
+    assert diffused["p_holm"] < 1e-6
+    assert by_name(report["models"]["ddib"], "correlation with x_0")["p"] > 1e-3
 
 
 def test_a_report_is_strict_json_and_says_what_is_missing(report):
