@@ -10,7 +10,7 @@ from cellbridge.metrics.content import cell_squared_error
 from cellbridge.metrics.intervals import LEVEL, Blocks, Estimate, bootstrap, percentile_interval, resampled_means, share
 
 Floats = NDArray[np.floating]
-_PIXELS = 16
+PIXELS = 16
 """Side that images are averaged down to before they are compared: noise goes, place and shape stay."""
 
 
@@ -40,7 +40,7 @@ class Retrieval:
         return {name: getattr(self, name).to_dict() for name in ("top_1", "median_rank", "auc")} | numbers
 
 
-def pixel_signature(images: Floats, *, size: int = _PIXELS) -> NDArray[np.float64]:
+def pixel_signature(images: Floats, *, size: int = PIXELS) -> NDArray[np.float64]:
     """Return what an image looks like apart from gain and offset: averaged down, each channel centred and of unit length, (n, number).
 
     Parameters
@@ -180,12 +180,12 @@ def transport_cost(
         spread = means[:, 2] - means[:, 1]
         return np.asarray((means[:, 0] - means[:, 1]) / np.where(spread > 0, spread, np.nan))
 
-    columns = [
+    own, optimal, random = (
         bootstrap(table[:, column], lambda means: means[:, 0], part, level=level, **settings) for column in range(3)
-    ]
-    alike = columns[2].value - columns[1].value <= 1e-9 * columns[2].value
+    )
+    alike = random.value - optimal.value <= 1e-9 * random.value
     found = None if alike else bootstrap(table, relative, part, level=level, **settings)
-    return Transport(*columns, found)
+    return Transport(own, optimal, random, found)
 
 
 @dataclass(frozen=True)

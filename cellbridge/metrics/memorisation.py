@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellbridge.metrics.contrasts import Pair, share_difference
-from cellbridge.metrics.identity import pixel_signature
+from cellbridge.metrics.identity import PIXELS, pixel_signature, pooled
 from cellbridge.metrics.intervals import LEVEL, Blocks, Estimate, share
 
 Floats = NDArray[np.floating]
@@ -177,7 +177,9 @@ def _of_chunk(
     images: Floats, bank: NDArray[np.float32], lengths: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     nearest = np.full((len(images), len(bank)), np.inf, np.float32)
-    for turned in _flips_and_turns(images):
+    # Averaging down commutes with flips and turns only where its parts are equal.
+    small = pooled(images, size=PIXELS) if images.shape[-1] % PIXELS == 0 else images
+    for turned in _flips_and_turns(small):
         signature = pixel_signature(turned).astype(np.float32)
         squared = (signature**2).sum(axis=1)[:, None] + lengths - 2 * signature @ bank.T
         np.minimum(nearest, squared, out=nearest)

@@ -173,7 +173,7 @@ def consistency_map(
     ranked = (found["n_pos_pairs"] > 0) & (found["n_total_pairs"] > found["n_pos_pairs"])
     asked = found[(found[_ORIGIN] == "query") & ranked]
     settings: dict[str, Any] = {"seed": seed, "null_size": null_size, "level": level}
-    return _corrected({name: _retrieved(part, [_MOA], **settings) for name, part in asked.groupby(_MOA)})
+    return _corrected({str(name): _retrieved(part, [_MOA], **settings) for name, part in asked.groupby(_MOA)})
 
 
 def split_halves(real: Profiles, condition: str, *, seed: int) -> tuple[Profiles, Profiles] | None:

@@ -1,6 +1,7 @@
 """Claims about copies of training cells: which are found, and who is not accused."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from drawn_cells import Drawn, study
 from scipy.stats import binom
@@ -140,6 +141,30 @@ def test_the_order_of_the_cells_changes_nothing(world):
     found = judged(world, images)
     assert moved.excess.low == pytest.approx(found.excess.low)
     assert moved.nearest.ratio == pytest.approx(found.nearest.ratio[order], abs=1e-5)
+
+
+def _crops(folder, plate, compound, n):
+    """Read real crops as images in [-1, 1], with their sites."""
+    table = pd.read_csv(folder / "cells.csv", dtype=str)
+    table = table[(table["Metadata_Plate"] == plate) & (table["Metadata_Compound"] == compound)]
+    table = table.iloc[np.random.default_rng(0).permutation(len(table))[:n]]
+    counts = np.stack([np.load(folder / path, allow_pickle=False)[2:66, 2:66] for path in table["path"]])
+    images = 2 * np.log1p(counts.astype(np.float32) / 500) / np.log1p(65535 / 500) - 1
+    sites = np.unique(table["Metadata_Well"] + table["Metadata_Site"], return_inverse=True)[1]
+    return np.moveaxis(images, 3, 1), Blocks(sites, "sites (within-well only)")
+
+
+def test_on_real_cells_turned_noisy_copies_are_found_and_another_plates_cells_are_not_accused(real_data):
+    folder = real_data / "bbbc021_cells"
+    training, _ = _crops(folder, "Week4_27801", "cyclohexamide", 100)
+    held_out, of_held_out = _crops(folder, "Week4_27821", "cyclohexamide", 80)
+    controls, of_controls = _crops(folder, "Week4_27821", "DMSO", 80)
+    planted = noisy(turned(training[:80]), 0.1)
+    found = memorisation(planted, training, held_out, (of_controls, of_held_out), **DRAWS)
+    assert found.copied.value > 0.95
+    assert found.excess.low > 0
+    for images in (controls, blurred(controls, 1.0)):
+        assert memorisation(images, training, held_out, (of_controls, of_held_out), **DRAWS).excess.low <= 0
 
 
 @pytest.mark.slow
