@@ -10,6 +10,8 @@ from typing import Any
 Value = Mapping[str, Any]
 
 _ABSENT = "does not apply"
+_LARGE = 1e6
+"""From here on a number is given in powers of ten; a model that breaks a stain may lie that far away."""
 
 
 def shown(found: Value | None, *, digits: int, factor: float = 1.0, unit: str = "") -> dict[str, str]:
@@ -105,7 +107,10 @@ def p_value(p: float) -> str:
 
 
 def _number(value: float | None, digits: int, factor: float) -> str:
-    return "" if value is None else f"{factor * value:.{digits}f}".replace("-", "−")
+    if value is None:
+        return ""
+    scaled = factor * value
+    return (f"{scaled:.2e}" if abs(scaled) >= _LARGE else f"{scaled:.{digits}f}").replace("-", "−")
 
 
 def _behind(found: Value) -> str:

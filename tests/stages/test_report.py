@@ -11,6 +11,7 @@ from cellbridge.errors import RunError
 from cellbridge.plots.montage import montage
 from cellbridge.reporting.evaluation import summary
 from cellbridge.reporting.training import curves, training_axes
+from cellbridge.reporting.values import bar, brief, shown
 from cellbridge.stages.report import Config, run
 
 
@@ -264,6 +265,7 @@ def test_findings_stand_in_the_verdict_with_their_evidence(evaluation):
     run(Config(runs=(evaluation,)))
     html = _page_of(evaluation)
     assert html.index("drops the DNA channel") < html.index("<table>")
+    assert "It does." not in html  # the findings say it
     assert "variance ratio 0.01 [0.005, 0.015]; n 40" in html
     assert html.count('<li class="against">') == html.count('<li class="for">') == html.count('<li class="open">') == 1
 
@@ -373,3 +375,16 @@ def test_a_missing_figure_is_named(evaluation):
     with pytest.raises(RunError, match=r"x-montage\.png: is missing"):
         run(Config(runs=(evaluation,)))
     assert not (evaluation / "report.html").exists()
+
+
+def test_a_value_is_given_in_digits_that_can_be_read():
+    assert shown({"value": -0.25, "low": -0.5, "high": 0.0, "n": 9, "resampled": "wells"}, digits=2) == {
+        "value": "−0.25",
+        "interval": "−0.50 to 0.00",
+        "behind": "n = 9; wells",
+        "why": "",
+    }
+    assert shown({"value": 404358505.703}, digits=0, factor=1e3)["value"] == "4.04e+11"
+    assert shown({"not_computed": "no cells"}, digits=2)["why"] == "no cells"
+    assert brief({"value": 0.98765, "low": -1.0, "high": 2.0}) == "0.988 [−1, 2]"
+    assert bar({"value": 0.5}, (0.0, 1.0), factor=100, unit="%")["point"] == 50.0
