@@ -17,7 +17,7 @@ from cellbridge.outputs import require_directory
 from cellbridge.runs import RunDir, begin, write_json, write_text
 from cellbridge.settings import Section, dump
 
-SUITES = ("train", "evaluate")
+SUITES = ("train", "evaluate", "bridge")
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "benchmarks"
 
 
@@ -49,7 +49,9 @@ def run(config: Config, *, folder: Path = FOLDER) -> dict[str, Any]:
     if config.out is not None:
         require_directory(config.out)
     with _suite(config.suite, folder) as suite:
-        found: dict[str, Any] = suite.run(parts=config.parts, quick=config.quick, device=config.device)
+        # What takes hours keeps each measurement, and goes on where it was stopped.
+        kept = {"cells": config.out / "cells"} if config.suite == "bridge" and config.out is not None else {}
+        found: dict[str, Any] = suite.run(parts=config.parts, quick=config.quick, device=config.device, **kept)
     table = text_table(found)
     if config.out is not None:
         run_dir = RunDir(config.out)
