@@ -40,20 +40,24 @@ def share_difference(
     """Estimate the difference of two shares of independent cells; the wider, at each end, of Welch's interval over blocks and Newcombe's.
 
     Newcombe's takes cells for independent, Welch's has no width where all cells of both sets agree; neither may narrow the other.
+    """
+    found = student_difference(hits.astype(float), others.astype(float), blocks, level=level)
+    if found.low is None or found.high is None:
+        return found
+    low, high = _newcombe(hits, others, level=level)
+    low, high = max(min(low, found.low), -1.0), min(max(high, found.high), 1.0)
+    return Estimate(found.value, low, high, found.n, found.resampled)
+
+
+def newcombe(hits: NDArray[np.bool_], others: NDArray[np.bool_], *, level: float = LEVEL) -> Estimate:
+    """Estimate the difference of two shares by Newcombe's interval alone: for events of single cells, whatever their wells.
 
     References
     ----------
     Newcombe 1998, "Interval estimation for the difference between independent proportions", Stat. Med. 17:873, method 10.
     """
-    found = student_difference(hits.astype(float), others.astype(float), blocks, level=level)
-    if found.low is None or found.high is None:
-        return found
-    (low_1, high_1), (low_2, high_2) = (wilson(int(part.sum()), len(part), level=level) for part in (hits, others))
-    share_1, share_2 = float(hits.mean()), float(others.mean())
-    low = found.value - float(np.hypot(share_1 - low_1, high_2 - share_2))
-    high = found.value + float(np.hypot(high_1 - share_1, share_2 - low_2))
-    low, high = max(min(low, found.low), -1.0), min(max(high, found.high), 1.0)
-    return Estimate(found.value, low, high, found.n, found.resampled)
+    low, high = _newcombe(hits, others, level=level)
+    return Estimate(float(hits.mean() - others.mean()), low, high, min(len(hits), len(others)), "cells")
 
 
 def draws_interval(
@@ -82,6 +86,13 @@ def draws_interval(
     freedom = min(part.count for part in blocks) - 1
     half = float(student_t.ppf(0.5 + level / 2, freedom) * finite.std(ddof=1))
     return Estimate(value, max(value - half, within[0]), min(value + half, within[1]), n, unit)
+
+
+def _newcombe(hits: NDArray[np.bool_], others: NDArray[np.bool_], *, level: float) -> tuple[float, float]:
+    (low_1, high_1), (low_2, high_2) = (wilson(int(part.sum()), len(part), level=level) for part in (hits, others))
+    share_1, share_2 = float(hits.mean()), float(others.mean())
+    below, above = np.hypot(share_1 - low_1, high_2 - share_2), np.hypot(high_1 - share_1, share_2 - low_2)
+    return share_1 - share_2 - float(below), share_1 - share_2 + float(above)
 
 
 def _squared_error(values: Floats, blocks: Blocks) -> float | None:

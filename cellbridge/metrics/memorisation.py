@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellbridge.metrics.contrasts import Pair, share_difference
+from cellbridge.metrics.contrasts import Pair, newcombe
 from cellbridge.metrics.identity import PIXELS, pixel_signature, pooled
 from cellbridge.metrics.intervals import LEVEL, Blocks, Estimate, share
 
@@ -48,7 +48,8 @@ class Memorisation:
     ----------
     copied : share of outputs nearer to one training cell, against the next one, than any cell of one half of the held-out real cells.
     held_out : the same share of the other half of the real cells: what a model that invents its cells scores.
-    excess : copied - held_out; above 0 where outputs are copies.
+    excess : copied - held_out; above 0 where outputs are copies. Its interval is of cells, not of wells: that an output is some training cell
+        is no property that its well shares, and copies on one plate alone would hide in the spread between wells.
     nearer : share of (output, held-out cell) pairs in which the output's ratio is the smaller; 1/2 where both are alike. Descriptive.
     threshold : ratio below which a cell counts as copied.
     blur_px : by which held-out cells were smoothed, to be as smooth as the outputs.
@@ -131,7 +132,7 @@ def memorisation(
     return Memorisation(
         copied=share(copied, blocks[0], level=level, **settings),
         held_out=share(usual, rest, level=level, **settings),
-        excess=share_difference(copied, usual, (blocks[0], rest), level=level),
+        excess=newcombe(copied, usual, level=level),
         nearer=float(((above + ties / 2) / len(order)).mean()),
         threshold=threshold,
         blur_px=blur,

@@ -34,6 +34,8 @@ def test_with_one_cell_per_block_a_difference_is_welchs_t_interval_as_scipy_has_
 def test_a_difference_of_shares_of_equal_cells_has_the_width_of_newcombes_example():
     """Newcombe 1998, table II, method 10: 56/70 - 48/80 is 0.0524 to 0.3339."""
     hits, others = np.arange(70) < 56, np.arange(80) < 48
+    example = contrasts.newcombe(hits, others)
+    assert (example.low, example.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
     found = contrasts.share_difference(hits, others, (Blocks(np.arange(70) % 1, "wells"), _alone(80)))
     assert found.low is None  # one block
     mixed = [np.random.default_rng(0).permutation(part) for part in (hits, others)]
