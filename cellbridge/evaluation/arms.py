@@ -33,6 +33,8 @@ class Sights:
     truth: Sight | None = None
     unconditional: Sight | None = None
     round_trip: Store | None = None
+    x_T_references: Store | None = None
+    generated: tuple[Sight, ...] = ()
 
 
 def arms_of(sights: Sights, comparison: Comparison, truth: Truth | None, *, seed: int) -> tuple[list[Arm], list[str]]:

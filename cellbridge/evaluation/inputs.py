@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from cellbridge.data.comparison import Comparison
     from cellbridge.data.store import Store
 
-_MADE_FROM_REFERENCE = ("translated", "truth")
+_MADE_FROM_REFERENCE = ("translated", "truth", "x_T_references")
+
+
+GENERATED = "generated "
+"""What the names of stores of generated cells begin with."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def describe_inputs(stores: Mapping[str, Path], classifier: Path) -> Described:
 
     Parameters
     ----------
-    stores : "reference", "translated" and, where given, "truth", "round_trip" and "unconditional".
+    stores : "reference", "translated" and, where given, "truth", "round_trip", "unconditional" and "x_T_references"; any others
+        are stores of generated cells.
 
     Raises
     ------
@@ -92,7 +97,7 @@ def describe_inputs(stores: Mapping[str, Path], classifier: Path) -> Described:
                 f"{path}: shows {', '.join(found[0])} at {found[1]} px, the reference store "
                 f"{', '.join(wanted[0])} at {wanted[1]} px. Make both from one prepared store."
             )
-    made = [infos[name] for name in _MADE_FROM_REFERENCE if name in infos]
+    made = [info for name, info in infos.items() if name in _MADE_FROM_REFERENCE or name.startswith(GENERATED)]
     silent = require_made_from(infos["reference"], made)
     if "round_trip" in infos:
         silent += require_made_from(infos["translated"], [infos["round_trip"]])
@@ -142,6 +147,11 @@ def models_behind(
     )
     trained_on = training_plates(described.card, described.stores["translated"])
     shared = shared_plates(trained_on, judged, allowed=plates == "shared")
+    for name, info in described.stores.items():
+        if name.startswith(GENERATED):
+            of_store = {f"{model} ({name})": seen for model, seen in training_plates(described.card, info).items()}
+            trained_on |= {model: seen for model, seen in of_store.items() if not model.startswith("classifier ")}
+            shared |= shared_plates(of_store, judged, allowed=plates == "shared")
     notes = [f"{path}: does not say which store it was made from." for path in described.silent]
     notes += [
         f"the {name} was trained on other wells of plates under judgement ({', '.join(seen)}): allowed by model_plates=shared."

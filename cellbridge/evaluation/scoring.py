@@ -16,7 +16,8 @@ from cellbridge.evaluation.counting import count_row
 from cellbridge.evaluation.effects import judge_effects
 from cellbridge.evaluation.identity import judge_identity
 from cellbridge.evaluation.leak import judge_leak
-from cellbridge.evaluation.noise import judge_noises, noises_of
+from cellbridge.evaluation.noise import noises_of
+from cellbridge.evaluation.noise_references import judge_x_T, x_T_section
 from cellbridge.evaluation.nuclei import judge_nuclei
 from cellbridge.evaluation.overlap import judge_overlap
 from cellbridge.evaluation.places import judge_places
@@ -71,7 +72,7 @@ def score(target: Target, classifier: Mapping[str, Any]) -> Scored:
     scores = score_target(target.arms, draws_of(target.sights.reference, comparison), truth=truth, judge=scoring)
     scores["rows"] = _with_count(scores["rows"], count_row(target))
     parts = {name: make(target) for name, make in _SECTIONS.items()}
-    noises = noises_of(target.sights.translated.store, comparison)
+    noise = _noise(target)
     metrics = {
         "target": comparison.target,
         "source": comparison.source,
@@ -84,12 +85,24 @@ def score(target: Target, classifier: Mapping[str, Any]) -> Scored:
         "resampled": target.blocks.unit,
         **scores,
         "verdicts": _verdicts(target, scores["rows"], parts, classifier),
-        "noise": judge_noises(noises, target.reference, comparison, **target.draws.settings),
+        "noise": noise,
         "nuclei": {},
-        "sections": [part.section for part in parts.values()],
+        "sections": [*(part.section for part in parts.values()), x_T_section(noise)],
         "notes": [*target.notes, *_bias(scores["distances"])],
     }
     return Scored(metrics, parts)
+
+
+def _noise(target: Target) -> dict[str, Any]:
+    translated = target.sights.translated.store
+    return judge_x_T(
+        noises_of(translated, target.comparison),
+        target.reference,
+        target.comparison,
+        translated=translated,
+        references=target.sights.x_T_references,
+        **target.draws.settings,
+    )
 
 
 def _with_count(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,10 +15,6 @@ NULLS = (("copy", "control"), ("denoised", "smoothing"), ("shift", "shift"), ("m
 """Null rows of every target, by what explains the outputs where one of them is not beaten; the imitation of the model itself is another shift."""
 
 
-UNCHANGED = "does not change as real cells do"
-"""What `channels` says of a stain that is there, but is left as it was."""
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that the numbers say.
@@ -228,65 +224,15 @@ def condition_used(case: Case) -> Finding:
     seen = f"Outputs of the same cells for other targets are seen as {case.target} in {share}"
     somewhere = [part["plate"] for part in gap.get("plates", []) if (part["log_odds"]["low"] or 0) > 0]
     if gap["log_odds"]["low"] > 0 or somewhere:
-        where = "" if gap["log_odds"]["low"] > 0 else f" on {_listed('plate', somewhere)}"
+        where = "" if gap["log_odds"]["low"] > 0 else f" on {listed('plate', somewhere)}"
         text = f"{seen}, and their log odds of it lie {odds} lower: the condition is used{where}."
         return Finding("condition_used", "uses its condition", "for", text, evidence)
     text = f"{seen}, and their log odds of it lie no lower ({odds}): the condition is not used."
     return Finding("condition_ignored", "does not depend on its condition", "against", text, evidence)
 
 
-def memoriser(case: Case) -> Finding | None:
-    """Say where outputs are copies of training cells more often than real cells seem to be."""
-    found = case.evidence.get("memorisation")
-    if found is None or found["excess"]["low"] is None:
-        return None
-    text = (
-        f"{percent(found['copied'])} of the outputs lie as near to one training cell as no real cell does; of real cells that nobody "
-        f"trained on {percent(found['held_out'])}"
-    )
-    evidence = {key: found[key] for key in ("copied", "held_out", "excess")}
-    if found["excess"]["low"] > 0:
-        return Finding("memoriser", "returns training cells", "against", f"{text}: they are copies.", evidence)
-    return Finding("memoriser", "invents its cells", "for", f"{text}.", evidence)
-
-
-def duplicates(case: Case) -> Finding | None:
-    """Say where outputs repeat one another, also flipped or turned, more often than their sources do."""
-    found = case.evidence.get("repeats")
-    if found is None or found["share"]["low"] <= found["sources"]["high"]:
-        return None
-    text = (
-        f"{percent(found['share'])} of the outputs repeat another one; {found['distinct']} are distinct. Of their sources "
-        f"{percent(found['sources'])} repeat another. n counts copies."
-    )
-    return Finding("duplicates", "repeats its outputs", "against", text, {"share": found["share"]})
-
-
-def plates(case: Case) -> Finding | None:
-    """Say where a model does nothing on some plates."""
-    by_measure = case.evidence.get("plates") or {}
-    failing: dict[str, list[str]] = {}
-    works: dict[str, None] = {}
-    for measure, found in by_measure.items():
-        for part in found:
-            if part["state"] == "fails":
-                failing.setdefault(part["plate"], []).append(f"{_GAINS[measure]} {number(part['gain'], digits=2)}")
-            elif part["state"] == "works":
-                works[part["plate"]] = None
-    if not failing:
-        return None
-    working = [plate for plate in works if plate not in failing]
-    failed = "; ".join(f"on {plate} {', '.join(words)}" for plate, words in failing.items())
-    name = f"works on {_listed('plate', working)} only" if working else f"fails on {_listed('plate', list(failing))}"
-    text = f"What is gained over copying lies not above 0 on some plates, and below that of the others: {failed}."
-    evidence = {f"{part['plate']}, {measure}": part["gain"] for measure, found in by_measure.items() for part in found}
-    return Finding("plates", name, "against", text, evidence)
-
-
-_GAINS = {"hits": "share of target hits", "error": "squared error"}
-
-
-def _listed(unit: str, names: Sequence[str]) -> str:
+def listed(unit: str, names: Sequence[str]) -> str:
+    """Return names after what they are names of."""
     return f"{unit}{'' if len(names) == 1 else 's'} {', '.join(names)}"
 
 
@@ -313,32 +259,3 @@ def number(found: Mapping[str, Any], *, digits: int = 3) -> str:
         None if found[key] is None else f"{found[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
     )
     return f"{value}" if low is None else f"{value} ({low} to {high})"
-
-
-def channels(case: Case) -> list[Finding]:
-    """Name each stain that is missing, another one or the same in all cells, and each that does not change as real cells do."""
-    missing, unchanged = [], []
-    for part in case.evidence.get("channels") or []:
-        (unchanged if part["findings"] == [UNCHANGED] else missing if part["findings"] else []).append(part)
-    found = []
-    if missing:
-        name = " and ".join(dict.fromkeys(_of_stain(part) for part in missing))
-        text = "Stain by stain: " + "; ".join(f"{part['channel']} is {', '.join(part['findings'])}" for part in missing)
-        numbers = {part["channel"]: part["empty"] for part in missing}
-        found.append(Finding("channels", name, "against", f"{text}.", numbers))
-    if unchanged:
-        stains = ", ".join(part["channel"] for part in unchanged)
-        slopes = ", ".join(f"{part['channel']} {number(part['effect']['slope'], digits=2)}" for part in unchanged)
-        text = f"Real cells change in {stains}; the outputs' effect there has the slope {slopes}, where 1 is right and 0 a copy."
-        numbers = {part["channel"]: part["effect"]["slope"] for part in unchanged}
-        found.append(Finding("stains_copied", f"does not change {stains} as real cells do", "against", text, numbers))
-    return found
-
-
-def _of_stain(part: Mapping[str, Any]) -> str:
-    words = part["findings"]
-    if any(word.startswith("dropped") for word in words):
-        return f"drops the {part['channel']} channel"
-    if "the same in all cells" in words:
-        return f"shows one {part['channel']} for all cells"
-    return f"shows another stain as {part['channel']}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cellbridge.metrics import findings
+from cellbridge.metrics import charges, findings
 from cellbridge.metrics.findings import Case, Finding, Row, number, percent
 
 SMALL_N = 30
@@ -19,6 +19,7 @@ _ORDER = (
     "plates",
     "memoriser",
     "intensity_shift",
+    "stains_replaced",
     "condition_ignored",
     "smoothing",
     "stains_copied",
@@ -107,10 +108,10 @@ def _found(case: Case) -> list[Finding]:
         by_truth,
         findings.identity(case) if by_truth.state == "open" else None,
         findings.condition_used(case),
-        findings.memoriser(case),
-        findings.duplicates(case),
-        findings.plates(case),
-        *findings.channels(case),
+        charges.memoriser(case),
+        charges.duplicates(case),
+        charges.plates(case),
+        *charges.channels(case),
         findings.distance(case),
     ]
     return [finding for finding in parts if finding is not None]

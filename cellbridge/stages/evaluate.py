@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PositiveInt
 
 from cellbridge.evaluation.inputs import (
+    GENERATED,
     clear,
     describe_inputs,
     models_behind,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 """Of metrics.json; `report` reads this one."""
-_STORES = ("translated", "reference", "truth", "round_trip", "unconditional")
+_STORES = ("translated", "reference", "truth", "round_trip", "unconditional", "x_T_references")
 
 
 class Config(Section):
@@ -45,6 +46,10 @@ class Config(Section):
     """The translated store, translated back to the condition of its sources: how much of a cell survives the way there and back."""
     unconditional: Path | None = None
     """A store of cells that a model made without a condition, for a null row."""
+    x_T_references: Path | None = None
+    """The store that `translate --set x_T_references=N` wrote beside its result (`NAME_x_T.zarr`)."""
+    generated: tuple[Path, ...] = ()
+    """Stores of generated cells, to compare where their noise came from: N(0, I), a fitted prior, inversion."""
     split: str = "test"
     n: PositiveInt | None = None
     """Source cells per row; None takes all that every model translated."""
@@ -76,20 +81,14 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     """
     inputs = _inputs(config)
     require_evaluation_directory(out, inputs.values())
-    described = describe_inputs({name: inputs[name] for name in _STORES if name in inputs}, config.classifier)
+    given = {name: path for name, path in inputs.items() if name in _STORES or name.startswith(GENERATED)}
+    described = describe_inputs(given, config.classifier)
     require_weights(config.inception_weights)
-
-    import pandas as pd
 
     from cellbridge.data.comparison import compare
     from cellbridge.data.store import open_store
-    from cellbridge.evaluation.condition import judge_conditions
     from cellbridge.evaluation.noise import require_finite
-    from cellbridge.evaluation.scoring import cell_table, score
-    from cellbridge.evaluation.target import Draws, make_target
-    from cellbridge.evaluation.wells import judge_wells
     from cellbridge.metrics.table import text_table
-    from cellbridge.tables import write_cells
 
     stores = {name: open_store(info.path) for name, info in described.stores.items()}
     comparisons = compare(
@@ -103,16 +102,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     sums = begin(run_dir, config=dump(config), seed=config.seed, inputs=inputs)
     metrics = _head(config, sums, sights) | {"models": models, "notes": notes}
     metrics["classifier"] |= _accuracy(config, sights, comparisons)
-    metrics["targets"], seen, cells = [], [], []
-    for comparison in comparisons:
-        target = make_target(sights, comparison, Draws(config.resamples, config.seed))
-        found = score(target, metrics["classifier"])
-        figures = _figures(target, out / "figures") if config.figures else []
-        metrics["targets"].append(found.metrics | {"figures": figures})
-        cells.append(cell_table(target, found))
-        seen.append(target.without_images())
-    metrics["sections"] = [*judge_conditions(seen), *judge_wells(seen, config.moa)]
-    metrics["cells"] = write_cells(pd.concat(cells, ignore_index=True), out)
+    metrics |= _judged(config, sights, comparisons, metrics["classifier"], out=out)
     table = text_table(metrics)
     write_text(out / "table.txt", table + "\n")
     write_json(run_dir.metrics, metrics)
@@ -120,9 +110,42 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     return {"table": table, "verdicts": labels, "metrics": str(run_dir.metrics)}
 
 
+def _judged(
+    config: Config,
+    sights: "Sights",
+    comparisons: "list[Comparison]",
+    classifier: Mapping[str, Any],
+    *,
+    out: Path,
+) -> dict[str, Any]:
+    """Judge target by target, then all of them together, and write the values of single cells and the figures."""
+    import pandas as pd
+
+    from cellbridge.evaluation.condition import judge_conditions
+    from cellbridge.evaluation.noise_origins import judge_origins
+    from cellbridge.evaluation.scoring import cell_table, score
+    from cellbridge.evaluation.target import Draws, make_target
+    from cellbridge.evaluation.wells import judge_wells
+    from cellbridge.tables import write_cells
+
+    targets, seen, cells = [], [], []
+    for comparison in comparisons:
+        target = make_target(sights, comparison, Draws(config.resamples, config.seed))
+        found = score(target, classifier)
+        targets.append(found.metrics | {"figures": _figures(target, out / "figures") if config.figures else []})
+        cells.append(cell_table(target, found))
+        seen.append(target.without_images())
+    sections = [*judge_conditions(seen), *judge_wells(seen, config.moa)]
+    if sights.generated:
+        sections.append(judge_origins(seen, sights.generated))
+    name = write_cells(pd.concat(cells, ignore_index=True), out)
+    return {"targets": targets, "sections": sections, "cells": name}
+
+
 def _inputs(config: Config) -> dict[str, Path]:
     named = {name: getattr(config, name) for name in (*_STORES, "classifier")}
     named["inception weights"] = config.inception_weights
+    named |= {f"{GENERATED}{number}": path for number, path in enumerate(config.generated, start=1)}
     return {name: path for name, path in named.items() if path is not None}
 
 
@@ -146,6 +169,8 @@ def _sights(config: Config, stores: "Mapping[str, Any]") -> "Sights":
         truth=seen.get("truth"),
         unconditional=seen.get("unconditional"),
         round_trip=stores.get("round_trip"),
+        x_T_references=stores.get("x_T_references"),
+        generated=tuple(sight for name, sight in seen.items() if name.startswith(GENERATED)),
     )
 
 

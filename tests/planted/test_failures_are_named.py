@@ -25,17 +25,14 @@ CASES = [
 @pytest.mark.parametrize("model", NAMED)
 def test_the_failure_is_named(judged, study, truth, model):
     labels = judged.labels(study, truth=truth)
-    found = {target: labels[target, model] for target in STUDIES[study].conditions}
-    assert all(verdict["held_up"] is False for verdict in found.values())
-    if _unseen(study, truth, model):
-        # The classifier hardly tells one of the second study's compounds from the control; what is named then is what else is wrong.
-        assert NAMED[model] in {verdict["label"] for verdict in found.values()}
+    found = [labels[target, model] for target in STUDIES[study].conditions]
+    if (study, truth, model) == ("second", False, "one plate"):
+        # The classifier hardly sees one of that study's compounds; where nothing else is known, half of the cells show too little.
+        assert NAMED[model] in {verdict["label"] for verdict in found}
+        assert all(verdict["held_up"] is not True for verdict in found)
     else:
-        assert {verdict["label"] for verdict in found.values()} == {NAMED[model]}
-
-
-def _unseen(study, truth, model):
-    return study == "second" and not truth and model in ("one plate", "destroyer", "deaf")
+        assert {verdict["label"] for verdict in found} == {NAMED[model]}
+        assert all(verdict["held_up"] is False for verdict in found)
 
 
 @pytest.mark.parametrize(("study", "truth"), CASES)
