@@ -1,8 +1,9 @@
 """A bank of inverted noises: x_T drawn between two of them.
 
 x = mean + slerp(a - mean, b - mean; u), with a and b two items of the bank and u from the middle half of the way, all by the image's
-seed. Nothing is assumed of the law. What is drawn is as near to its two items as noise can be; an item itself would decode to its own
-training image, which is why neither end is ever drawn.
+seed. Nothing is assumed of the law. An item itself would decode to its own training image, which is why neither end is ever drawn; but
+what is drawn still decodes to images that lie nearer to the bank's training cells than new real cells do. A bank is for interpolating
+known cells, and for what any prior could gain at best; it is no source of new ones.
 
 References
 ----------

@@ -39,8 +39,8 @@ class Config(Section):
     conditions: tuple[str, ...] | None = None
     """The conditions to fit a prior of; None is the control and every condition that an adapter models."""
     kind: Literal["field", "bank", "flow"] = "field"
-    """`field`: Gaussian, of a power and a correlation of channels at each radial frequency; `bank`: between two inverted noises;
-    `flow`: a normalising flow on the low frequencies, white above them."""
+    """`field`: Gaussian, of a power and a correlation of channels at each radial frequency; `bank`: between two inverted noises, and so near
+    to the training cells that these are of; `flow`: a normalising flow on the low frequencies, white above them."""
     n: int = Field(default=512, ge=_FEWEST)
     """Training cells of each condition, drawn evenly over plates by the seed; all of them where there are fewer."""
     bins: int = Field(default=10, ge=1)
