@@ -121,4 +121,4 @@ def _finish(ax: Axes, canvas: Floats, *, limit: float) -> None:
     assert figure is not None
     bar = figure.colorbar(scale, ax=ax, fraction=0.025, pad=0.02, aspect=30, ticks=[-limit, 0, limit])
     bar.ax.set_yticklabels([f"−{limit:.2f}", "0", f"+{limit:.2f}"], fontsize=6, color=MUTED)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

@@ -53,7 +53,17 @@ def cell_panels(
     changed = {name: images for name, images in list(few.items())[1:] if not name.startswith(_NEAREST)}
     every = f"Contrast is one for all pictures, from real cells. Under each: minimum / mean / maximum in [-1, 1]. Stains: {', '.join(channels)}."
     panels = {
-        "cells": Panel(triptychs(few, channels, limits, titles=titles, pixel_um=pixel_um), "The same cells", every),
+        "cells": Panel(triptychs(few, channels, limits, titles=titles, pixel_um=pixel_um), "The same cells", every)
+    }
+    if changed:
+        drawn = difference_maps(source[: len(titles)], changed, channels, titles=titles, pixel_um=pixel_um)
+        panels["differences"] = Panel(
+            drawn,
+            "What was changed",
+            "Row − source, stain by stain, on one scale for all: red is brighter than the source cell, blue darker, white unchanged. "
+            "Beside each row: the mean of its absolute difference.",
+        )
+    panels |= {
         "stains": Panel(
             stains({name: images[0] for name, images in few.items()}, channels, limits, pixel_um=pixel_um),
             "One cell, stain by stain",
@@ -65,14 +75,6 @@ def cell_panels(
             "Cells lie evenly over the table, none is picked by eye. Beside each row: minimum / mean / maximum of the cells shown.",
         ),
     }
-    if changed:
-        drawn = difference_maps(source[: len(titles)], changed, channels, titles=titles, pixel_um=pixel_um)
-        panels["differences"] = Panel(
-            drawn,
-            "What was changed",
-            "Row − source, stain by stain, on one scale for all: red is brighter than the source cell, blue darker, white unchanged. "
-            "Beside each row: the mean of its absolute difference.",
-        )
     return panels
 
 

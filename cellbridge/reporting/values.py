@@ -25,7 +25,7 @@ def shown(found: Value | None, *, digits: int, factor: float = 1.0, unit: str = 
     if found is None:
         return {"value": "–", "interval": "", "behind": "", "why": _ABSENT}
     if "text" in found:
-        return {"value": str(found["text"]), "interval": "", "behind": "", "why": ""}
+        return {"value": str(found["text"]), "interval": "", "behind": "", "why": "", "words": "yes"}
     if found.get("value") is None:
         return {"value": "–", "interval": "", "behind": "", "why": str(found.get("not_computed", _ABSENT))}
     value, low, high = (_number(found.get(key), digits, factor) for key in ("value", "low", "high"))
