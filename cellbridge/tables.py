@@ -30,9 +30,9 @@ def write_cells(frame: "pd.DataFrame", directory: Path) -> str:
     ValueError : a (target, arm, cell) stands twice.
     """
     key = [name for name in ("Metadata_Target", "Metadata_Arm", "Metadata_Cell", "Metadata_Output") if name in frame]
-    repeated = frame.duplicated(key) if key else None
-    if repeated is not None and bool(repeated.any()):
-        first = frame.loc[repeated.idxmax(), key].to_dict()
+    repeated = frame.duplicated(key).to_numpy() if key else None
+    if repeated is not None and repeated.any():
+        first = dict(zip(key, frame[key].to_numpy()[repeated][0], strict=True))
         raise ValueError(f"{int(repeated.sum())} rows of the per-cell table stand twice, such as {first}")
     write_parquet(frame, directory / CELLS)
     return CELLS

@@ -124,12 +124,10 @@ def channels_first(image: NDArray[Any], form: Form, *, where: str, png: bool = F
         return image[..., None, :, :]
     first, last = image.shape[-3], image.shape[-1]
     wanted = None if form.channels is None else len(form.channels)
+    likely = (("CHW", first), ("HWC", last))
+    fits = [name for name, n in likely if (n == wanted if wanted else n <= _MOST_CHANNELS)]
     if png or form.axes is not None:
-        axes = "HWC" if png else form.axes
-        fits = [axes]
-    else:
-        likely = [("CHW", first), ("HWC", last)]
-        fits = [name for name, n in likely if (n == wanted if wanted else n <= _MOST_CHANNELS)]
+        fits = ["HWC" if png else str(form.axes)]
     if len(fits) != 1:
         problem = "the channels may be the first or the last axis" if fits else "no axis can be the channels"
         raise ImageError(f"{where}: shape {image.shape}, {problem}. Set axes to HWC or CHW, or correct channels.")

@@ -161,7 +161,7 @@ def _judge_target(scene: Scene, looking: Looking, accuracies: Mapping[str, Any])
     )
     of_copies, copied, cells = copies(scene)
     (of_stains, stained), (of_sources, identity) = stains(scene), own_sources(scene)
-    by_section = {"channels": stained, "identity": identity}
+    by_section: dict[str, Mapping[str, Any]] = {"channels": stained, "identity": identity}
     separable = accuracies.get("per_condition", {}).get(target, {}).get("auc")
     settings = {"target": target, "control": pools.control or "control", "separable": separable}
     verdicts = [
@@ -224,9 +224,12 @@ def _shuffled(row: Row, scene: Scene) -> dict[str, Any]:
     if other is None or scene.column is None:
         return {}
     column, blocks = scene.column, (row.pool.blocks, other.pool.blocks)
-    hits = [target_hits(part.pool.logits, column) for part in (row, other)]
-    odds = [log_odds(part.pool.logits, column, scene.beside) for part in (row, other)]
-    gain = {"hits": share_difference(*hits, blocks), "log_odds": student_difference(*odds, blocks)}
+    hits, others = (target_hits(part.pool.logits, column) for part in (row, other))
+    odds, beside = (log_odds(part.pool.logits, column, scene.beside) for part in (row, other))
+    gain = {
+        "hits": share_difference(hits, others, blocks),
+        "log_odds": student_difference(odds, beside, blocks),
+    }
     return {"shuffled": {name: found.to_dict() for name, found in gain.items()}}
 
 

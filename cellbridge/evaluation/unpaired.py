@@ -14,6 +14,7 @@ from cellbridge.metrics.fid import Distances, bias_warning, distances, gap_close
 from cellbridge.metrics.intervals import ratio, share
 
 Kind = Literal["model", "null", "real"]
+_GAPS: dict[str, Literal["frechet", "kernel"]] = {"gap_closed": "frechet", "gap_closed_kernel": "kernel"}
 _NO_CONTROL = "no control was given, so there is no gap to close"
 _NO_GAP = "the ceiling (control against target) does not lie above the floor (target against target)"
 _TOO_FEW = "too few images for three disjoint draws of the target"
@@ -145,14 +146,10 @@ def _distance_columns(row: Row, bounds: Bounds | None, limits: Limits | None, ex
         return dict.fromkeys(missing, why)
     found = _apart(row.pool.take(np.arange(len(bounds))), bounds.reference, extractor)
     columns = _columns(found, len(bounds))
-    for name, of in (("gap_closed", "frechet"), ("gap_closed_kernel", "kernel")):
-        closed = (
-            None
-            if limits[1] is None
-            else gap_closed(found, limits[0], limits[1], of="frechet" if of == "frechet" else "kernel")
-        )
-        why = _NO_CONTROL if limits[1] is None else _NO_GAP
-        columns[name] = {"not_computed": why} if closed is None else closed.to_dict()
+    for name, of in _GAPS.items():
+        closed = None if limits[1] is None else gap_closed(found, limits[0], limits[1], of=of)
+        reason = _NO_CONTROL if limits[1] is None else _NO_GAP
+        columns[name] = {"not_computed": reason} if closed is None else closed.to_dict()
     return columns
 
 
@@ -178,7 +175,7 @@ def _hit_columns(
         }
         if real is not None:
             of = hits[row.key].astype(float), hits[real.key].astype(float)
-            relative = ratio(*of, (row.pool.blocks, real.pool.blocks), **draws)
+            relative = ratio(of[0], of[1], (row.pool.blocks, real.pool.blocks), **draws)
             why = {"not_computed": "no real image of the target is recognised"}
             columns[row.key]["hit_relative"] = why if relative is None else relative.to_dict()
         others = [other for other in rows if other.kind != "real" and other.key != row.key]

@@ -189,9 +189,9 @@ def own_sources(scene: Scene) -> tuple[Section, dict[str, dict[str, Any]]]:
             continue
         made = row.pool.take(np.array(paired, dtype=np.int64))
         sources = given.images[[place[row.pool.ids[index]] for index in paired]]
-        signatures = pixel_signature(made.images), pixel_signature(sources)
-        found = identity_retrieval(*signatures, blocks=made.blocks, **scene.draws)
-        cost = transport_cost(*signatures, made.blocks, **scene.draws).relative
+        outputs, originals = pixel_signature(made.images), pixel_signature(sources)
+        found = identity_retrieval(outputs, originals, plates=None, blocks=made.blocks, **scene.draws)
+        cost = transport_cost(outputs, originals, made.blocks, **scene.draws).relative
         evidence[row.key] = found.to_dict()
         rows.append(
             {"name": row.name, "key": row.key, "kind": "model", "top_1": found.top_1, "chance": {"value": found.chance}}

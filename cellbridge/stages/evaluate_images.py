@@ -93,8 +93,15 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     sums = {name: found.sha256 for name, found in sets.named().items()}
     others = {"classifier": config.classifier} if config.classifier is not None else {}
     sums |= begin(run_dir, config=dump(config), seed=config.seed, inputs=others)
-    settings = {"intensity": config.intensity, "n": config.n, "resamples": config.resamples, "seed": config.seed}
-    judged = judge_sets(sets, extractors, classifier=classifier, **settings)
+    judged = judge_sets(
+        sets,
+        extractors,
+        classifier=classifier,
+        intensity=config.intensity,
+        n=config.n,
+        resamples=config.resamples,
+        seed=config.seed,
+    )
     metrics = _head(config, sets) | {"inputs": sums, "not_computed": missing} | judged.metrics
     for target in metrics["targets"]:
         target["figures"] = _figures(judged, target["target"], sets.real.channels, out / "figures")
