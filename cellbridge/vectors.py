@@ -191,7 +191,9 @@ def empty_model(
         return bridges[0]
     zero = torch.zeros(dimension, dtype=torch.float64)
     gaussian = GaussianPreconditioning(gaussian_bridge(zero, eye, zero, eye, reg=reg))
-    return EndpointDrift(BridgePerceptron(dimension, width=width), PotentialPreconditioning(*bridges, gaussian))
+    return EndpointDrift(
+        BridgePerceptron(dimension, width=width), PotentialPreconditioning(bridges[0], bridges[1], gaussian)
+    )
 
 
 Fitted = tuple[Endpoint, Literal["mixture", "neural"], dict[str, Any]]

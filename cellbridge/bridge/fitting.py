@@ -154,7 +154,7 @@ class _Fit:
     def _step(self, shown: Examples) -> Tensor:
         loss = matching_loss(self._model, shown)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
         ema.update(self._averages, self._weights, updates=self.steps, decay=self._schedule.ema_decay)
         self.steps += 1

@@ -69,7 +69,8 @@ def row_chances(seeds: Tensor, shape: tuple[int, ...]) -> Chances:
     def draw(_: int) -> Chance:
         normal = torch.stack([torch.randn(2 * size, generator=each) for each in generators]).to(seeds.device)
         uniform = torch.cat([torch.rand(1, generator=each) for each in generators]).to(seeds.device)
-        return Chance(*(normal[:, part].reshape(-1, *shape) for part in (slice(size), slice(size, None))), uniform)
+        end, path = (normal[:, part].reshape(-1, *shape) for part in (slice(size), slice(size, None)))
+        return Chance(end, path, uniform)
 
     return draw
 

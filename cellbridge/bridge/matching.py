@@ -71,10 +71,8 @@ def examples(
     backward : pairs whose source the backward direction is to predict; the same pairs, unless they were simulated.
     count : how many; even.
     """
-    halves = [
-        _half(model, pairs, direction, reg=reg, count=count // 2, generator=generator)
-        for pairs, direction in ((forward, "forward"), (backward, "backward"))
-    ]
+    sides: tuple[tuple[Pairs, Direction], ...] = ((forward, "forward"), (backward, "backward"))
+    halves = [_half(model, pairs, way, reg=reg, count=count // 2, generator=generator) for pairs, way in sides]
     order = torch.randperm(2 * (count // 2), generator=generator)
     fields = ("inputs", "elapsed", "sign", "outputs")
     return Examples(*(torch.cat([getattr(half, name) for half in halves])[order] for name in fields))
