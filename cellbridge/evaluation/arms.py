@@ -189,9 +189,9 @@ def _nulls(
         else:
             arms.append(_translated(sights.judges, key, translator.name, translator, batch, condition, blocks))
     for model in models:
-        translator: Translator = imitate(batch.images, model.images, plates=batch.plates, condition=condition)
+        imitation = imitate(batch.images, model.images, plates=batch.plates, condition=condition)
         name = f"affine imitation of {model.name}"
-        arms.append(_translated(sights.judges, f"imitation:{model.key}", name, translator, batch, condition, blocks))
+        arms.append(_translated(sights.judges, f"imitation:{model.key}", name, imitation, batch, condition, blocks))
     return arms, [f"{name}: not computed: {why}." for name, why in missing.items()]
 
 

@@ -53,15 +53,17 @@ def judge_condition(target: Target) -> Part:
 
 def _by_plate(target: Target, arm: Arm, shuffled: Arm) -> list[dict[str, Any]]:
     """Return the gap on each plate, at a level corrected for their number: a model may use its condition on some of them."""
-    names = np.unique(target.plates)
-    found = []
-    for plate in names if len(names) > 1 and target.label is not None else []:
+    names, label = np.unique(target.plates), target.label
+    found: list[dict[str, Any]] = []
+    if label is None or len(names) < 2:
+        return found
+    for plate in names:
         rows = np.flatnonzero(target.plates == plate)
         gap = shuffled_gap(
             arm.logits[rows],
             shuffled.logits[rows],
             arm.blocks.take(rows),
-            target=target.label,
+            target=label,
             control=target.control_label,
             level=corrected_level(len(names)),
         )

@@ -131,8 +131,11 @@ def _verdicts(
 
 def _affine(target: Target, arm: Arm) -> dict[str, Any] | None:
     """Return how much of what a model changes its own affine imitation explains."""
-    others = (images_of(target.require(key)) for key in (f"imitation:{arm.key}", "copy"))
-    found = affine_share(images_of(arm), *others, arm.blocks, **target.draws.settings)
+    imitation, source = (images_of(target.require(key)) for key in (f"imitation:{arm.key}", "copy"))
+    settings = target.draws
+    found = affine_share(
+        images_of(arm), imitation, source, arm.blocks, resamples=settings.resamples, seed=settings.seed
+    )
     return None if found is None else found.to_dict()
 
 

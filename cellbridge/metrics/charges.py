@@ -66,7 +66,9 @@ _GAINS = {"hits": "share of target hits", "error": "squared error"}
 
 def channels(case: Case) -> list[Finding]:
     """Name each stain that is missing, another one or the same in all cells, and each that does not change as real cells do."""
-    missing, replaced, unchanged = [], [], []
+    missing: list[Mapping[str, Any]] = []
+    replaced: list[Mapping[str, Any]] = []
+    unchanged: list[Mapping[str, Any]] = []
     for part in case.evidence.get("channels") or []:
         words = part["findings"]
         gone = any(word.startswith("dropped") or word == _ALIKE for word in words)

@@ -139,9 +139,8 @@ def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str
         words = (
             f"{words}, although not most of what the model changes is an affine map of intensities ({percent(affine)})."
         )
-        return Finding(
-            "shift_not_excluded", "not told from an intensity shift", "open", words, evidence | {"affine": affine}
-        )
+        both = {**evidence, "affine": affine}
+        return Finding("shift_not_excluded", "not told from an intensity shift", "open", words, both)
     return Finding(keys[kind], names[kind], "against", f"{words}.", evidence)
 
 
