@@ -119,3 +119,72 @@ def test_the_text_table_shows_every_row_a_dash_for_what_is_missing_and_no_empty_
     assert text.splitlines()[1].split() == ["hit", "%", "hit/real", "gap", "closed"]
     assert "3 translated cells left out: removed by the compound" in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def _judged(hits, errors=None, **evidence):
+    words = {"target": "taxol@1", "control": "DMSO", "separable": None}
+    return judge(_rows(hits=hits, errors=errors), "model:m", **words, evidence={**_used(hits), **evidence})
+
+
+def _plate(plate, gain, state):
+    return {"plate": plate, "n": 50, "gain": _estimate(gain), "beside_others": _estimate(0), "state": state}
+
+
+def _stain(channel, *words):
+    return {
+        "channel": channel,
+        "findings": list(words),
+        "empty": _estimate(0.9),
+        "seen": _estimate(0.9),
+        "effect": {"slope": _estimate(0)},
+    }
+
+
+EXCESS = {"copied": _estimate(0.9), "held_out": _estimate(0.1), "excess": _estimate(0.8)}
+RETRIEVED = {"top_1": _estimate(0.02), "chance": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("evidence", "label"),
+    [
+        ({"memorisation": EXCESS}, "returns training cells"),
+        ({"identity": RETRIEVED | {"auc": _estimate(0.5)}}, "shows the phenotype, but not of this cell"),
+        (
+            {"plates": {"hits": [_plate("P1", 0.7, "works"), _plate("P2", 0.0, "fails")], "error": []}},
+            "works on plate P1 only",
+        ),
+        ({"channels": [_stain("DNA", "dropped: most outputs have less"), _stain("ER")]}, "drops the DNA channel"),
+        ({"channels": [_stain("ER", "replaced: most outputs look like DNA")]}, "shows another stain as ER"),
+        ({"channels": [_stain("ER", "does not change as real cells do")]}, "does not change ER as real cells do"),
+        (
+            {"repeats": {"share": _estimate(0.6), "sources": _estimate(0.02, 0.02), "distinct": 8}},
+            "repeats its outputs",
+        ),
+    ],
+)
+def test_each_charge_is_named_and_speaks_first(evidence, label):
+    verdict = _judged(_hits(0.8), **evidence)
+    assert (verdict.label, verdict.held_up) == (label, False)
+    assert verdict.findings[0].state == "against"
+
+
+def test_a_missing_stain_explains_whatever_else_is_found():
+    missing = [_stain("DNA", "dropped: most outputs have less")]
+    assert _judged(_hits(0.0), _errors(0.9), channels=missing, memorisation=EXCESS).label == "drops the DNA channel"
+
+
+def test_a_shift_explains_a_stain_that_looks_like_another():
+    stain = [_stain("ER", "replaced: most outputs look like DNA")]
+    affine = _estimate(0.98, 0.01)
+    assert _judged(_hits(0.05), channels=stain, affine=affine).label == "explained by an intensity shift"
+
+
+def test_what_a_shift_does_as_well_is_left_open_where_the_model_is_not_mostly_a_shift():
+    verdict = _judged(_hits(0.5, shift=0.5), affine=_estimate(0.2))
+    assert (verdict.label, verdict.held_up) == ("not told from an intensity shift", None)
+    assert _judged(_hits(0.5, shift=0.5), affine=_estimate(0.9)).label == "explained by an intensity shift"
+
+
+def test_a_source_that_is_found_again_stands_in_for_the_truth():
+    verdict = _judged(_hits(0.8), identity=RETRIEVED | {"auc": _estimate(0.95)})
+    assert (verdict.label, verdict.held_up) == ("carries the phenotype, and keeps each cell recognisable", True)
