@@ -16,7 +16,7 @@ NAMED = {
 CASES = [
     pytest.param("first", True, id="first study"),
     pytest.param("first", False, id="first study, truth not known"),
-    pytest.param("second", True, id="other mechanisms, other plates"),
+    pytest.param("second", True, id="other mechanisms, other plates", marks=pytest.mark.slow),
     pytest.param("second", False, id="other mechanisms, truth not known", marks=pytest.mark.slow),
 ]
 
