@@ -24,6 +24,8 @@ from cellbridge.evaluation.places import judge_places
 from cellbridge.evaluation.stains import judge_stains
 from cellbridge.evaluation.target import Part, Target, images_of
 from cellbridge.metrics.affine_share import affine_share
+from cellbridge.metrics.classification import target_hits
+from cellbridge.metrics.contrasts import share_difference
 from cellbridge.metrics.scorecard import Arm, Judge, score_target
 from cellbridge.metrics.verdict import judge
 
@@ -119,7 +121,8 @@ def _verdicts(
     words = {"target": comparison.target, "control": comparison.source, "separable": separable}
     found = []
     for arm in target.models:
-        evidence: dict[str, Any] = {"affine": _affine(target, arm)}
+        affine = _affine(target, arm)
+        evidence: dict[str, Any] = {"affine": affine, "unchanged": affine is None, "seen": _seen(target)}
         for name, part in parts.items():
             if arm.key in part.evidence:
                 of_model = part.evidence[arm.key]
@@ -127,6 +130,15 @@ def _verdicts(
         verdict = judge(rows, arm.key, **words, evidence=evidence)
         found.append({"model": arm.name, "key": arm.key} | verdict.to_dict())
     return found
+
+
+def _seen(target: Target) -> dict[str, Any] | None:
+    """Return how much more often real target cells are hit than copies are: what hits can show at all."""
+    real, copy, label = target.arm("real"), target.require("copy"), target.label
+    if real is None or label is None:
+        return None
+    hits, copies = (target_hits(arm.logits, label) for arm in (real, copy))
+    return share_difference(hits, copies, (real.blocks, copy.blocks)).to_dict()
 
 
 def _affine(target: Target, arm: Arm) -> dict[str, Any] | None:

@@ -51,7 +51,8 @@ class Case:
     separable : AUC estimate of real target cells against real control cells, on held-out cells; None where not known.
     evidence : what sections found of this model, as plain JSON: "identity" (`identity.Retrieval`), "memorisation", "repeats", "plates"
         (`plate_gains`, by what is gained: "hits", "error"), "channels", "affine" (`affine_share`), "shuffled" (`condition_use.ShuffledGap`),
-        each where it could be computed.
+        "unchanged" (true where outputs are their sources), "seen" (hits among real target cells less those among copies), each where it
+        could be computed.
     """
 
     rows: Mapping[str, Row]
@@ -93,6 +94,9 @@ def phenotype(case: Case) -> Finding:
     text = _hits_in_words(case, [row for _, row in nulls])
     evidence: dict[str, Any] = {"target_hit": hit}
     evidence |= {f"above {row['name']}": model["hit_against"][row["key"]] for _, row in nulls}
+    if case.evidence.get("unchanged"):
+        words = f"{text} No pixel of any cell was changed."
+        return Finding("copier", f"indistinguishable from {case.control}", "against", words, evidence)
     for kind, row in nulls:
         if model["hit_against"][row["key"]]["low"] <= 0:
             return _explained(kind, row, case, text, evidence)
@@ -114,7 +118,13 @@ def _mostly_affine(case: Case) -> bool:
 
 
 def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str, Any]) -> Finding:
-    """Name what does as well as the model."""
+    """Name what does as well as the model, where the classifier sees the target in real cells at all."""
+    if _blind(case) and not _mostly_affine(case):
+        seen = case.evidence["seen"]
+        words = f"{text} Real cells are not seen so more often than copies are ({number(seen, digits=2)}): hits say nothing."
+        return Finding(
+            "unseen", f"the classifier does not see {case.target}", "open", words, {**evidence, "seen": seen}
+        )
     if kind == "control":
         if _mostly_affine(case):
             affine = case.evidence["affine"]
@@ -142,6 +152,12 @@ def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str
         both = {**evidence, "affine": affine}
         return Finding("shift_not_excluded", "not told from an intensity shift", "open", words, both)
     return Finding(keys[kind], names[kind], "against", f"{words}.", evidence)
+
+
+def _blind(case: Case) -> bool:
+    """Say whether the classifier is not known to see the target in real cells more often than in copies: then low hits accuse nobody."""
+    seen = case.evidence.get("seen")
+    return seen is not None and (seen["low"] is None or seen["low"] <= 0)
 
 
 def _hits_in_words(case: Case, nulls: Sequence[Row]) -> str:
@@ -226,6 +242,9 @@ def condition_used(case: Case) -> Finding:
         where = "" if gap["log_odds"]["low"] > 0 else f" on {listed('plate', somewhere)}"
         text = f"{seen}, and their log odds of it lie {odds} lower: the condition is used{where}."
         return Finding("condition_used", "uses its condition", "for", text, evidence)
+    if _blind(case) and gap["log_odds"]["high"] > 0:
+        text = f"{seen}, and their log odds of it lie {odds} lower, of a classifier that does not see the target in real cells either."
+        return Finding("condition_used", "use of the condition cannot be told", "open", text, evidence)
     text = f"{seen}, and their log odds of it lie no lower ({odds}): the condition is not used."
     return Finding("condition_ignored", "does not depend on its condition", "against", text, evidence)
 

@@ -141,6 +141,8 @@ def _acquitted(case: Case, found: tuple[Finding, ...]) -> Verdict:
     states = {finding.key: finding.state for finding in found}
     if states.get("unknown") == "open":
         return Verdict("target not known to the classifier", found, None)
+    if "unseen" in states and states.get("cell_by_cell") != "for":
+        return Verdict("the classifier cannot tell the target from the control", found, None)
     if "shift_not_excluded" in states and states.get("cell_by_cell") != "for":
         return Verdict("not told from an intensity shift", found, None)
     part = _part(case.model)

@@ -188,3 +188,13 @@ def test_what_a_shift_does_as_well_is_left_open_where_the_model_is_not_mostly_a_
 def test_a_source_that_is_found_again_stands_in_for_the_truth():
     verdict = _judged(_hits(0.8), identity=RETRIEVED | {"auc": _estimate(0.95)})
     assert (verdict.label, verdict.held_up) == ("carries the phenotype, and keeps each cell recognisable", True)
+
+
+def test_where_the_classifier_does_not_see_real_cells_nobody_is_accused_and_a_bare_copy_is_named_all_the_same():
+    blind = {"seen": _estimate(0.01)}
+    assert _judged(_hits(0.05, copy=0.04), **blind).label == "the classifier cannot tell the target from the control"
+    by_truth = _judged(_hits(0.05, copy=0.04), _errors(0.3), **blind)
+    assert by_truth.label.startswith("carries a part of the phenotype")
+    assert by_truth.held_up is None
+    assert _judged(_hits(0.04, copy=0.04), **blind, unchanged=True).label == "indistinguishable from DMSO"
+    assert _judged(_hits(0.05, copy=0.04), seen=_estimate(0.7)).label == "indistinguishable from DMSO"

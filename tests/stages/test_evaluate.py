@@ -100,6 +100,9 @@ def test_every_arm_stands_at_one_n_with_hits_errors_and_distances(evaluation):
     rows = _target(evaluation)["rows"]
     expected = {"copy", "shift", "moments", "denoised", "real", "counterfactual", "best"}
     assert expected < {row["key"] for row in rows}
+    count = next(row for row in rows if row["key"] == "count")
+    assert count["n"] == 3  # wells
+    rows = [row for row in rows if row["key"] != "count"]
     assert {row["n"] for row in rows if row["kind"] != "real"} == {64}
     assert {row["n_distance"] for row in rows} == {16}
     for row in rows:
