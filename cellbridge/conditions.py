@@ -1,6 +1,7 @@
 """Conditions: a compound at a dose, written `compound@dose` (micromolar), and their resolution from what a user types."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -86,14 +87,33 @@ def resolve_or_read(
 
     Raises
     ------
-    ConditionError : as `resolve`; with `unseen` only for a compound that is known at several doses and named without one.
+    ConditionError : as `resolve`; with `unseen` only for a compound that is known at several doses and named without one, and as
+        `written`.
     """
     conditions = list(known)
     try:
         return resolve(text, conditions, aliases=aliases)
     except ConditionError:
-        wanted = Condition.parse(text)
-        of_known = any(c.compound.casefold() == wanted.compound.casefold() for c in conditions)
-        if not unseen or (of_known and wanted.dose_um is None):
+        if not unseen:
+            raise
+        wanted = written(text, conditions, aliases=aliases)
+        if wanted.dose_um is None and any(c.compound == wanted.compound for c in conditions):
             raise
         return wanted
+
+
+def written(text: str, known: Iterable[Condition] = (), *, aliases: Mapping[str, str] | None = None) -> Condition:
+    """Return the condition that `text` writes, its compound spelt as it is among the known ones, where it is.
+
+    Raises
+    ------
+    ConditionError : it names no compound, or a dose that is negative or not finite.
+    """
+    wanted = Condition.parse(text)
+    if not wanted.compound or re.fullmatch("<.*>", wanted.compound):
+        raise ConditionError(f'condition "{text}" names no compound. Write it as compound@dose, such as taxol@1.')
+    if wanted.dose_um is not None and not 0 <= wanted.dose_um < math.inf:
+        raise ConditionError(f'condition "{text}": expected a dose of 0 or more micromolar. Write it as compound@dose.')
+    compound = (aliases or {}).get(wanted.compound, wanted.compound)
+    same = {c.compound for c in known if c.compound.casefold() == compound.casefold()}
+    return Condition(compound if compound in same or len(same) != 1 else same.pop(), wanted.dose_um)

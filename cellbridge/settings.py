@@ -237,6 +237,8 @@ def settings(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, s
             given = {f"{prefix}{name}.{key}": json.dumps(value) for key, value in changed.items()}
             rows += [(key, given.get(key, default), text) for key, default, text in inner]
             continue
-        default = "required" if field.is_required() else json.dumps(field.get_default(), default=str)
+        default = (
+            "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True), default=str)
+        )
         rows.append((prefix + name, default, " ".join((field.description or "").split())))
     return rows

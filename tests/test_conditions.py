@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellbridge.conditions import Condition, resolve
+from cellbridge.conditions import Condition, resolve, resolve_or_read, written
 from cellbridge.errors import ConditionError
 
 KNOWN = [Condition("DMSO"), Condition("taxol", 0.1), Condition("taxol", 1.0), Condition("NA", 5.0), Condition("null")]
@@ -61,3 +61,16 @@ def test_conditions_have_file_names_of_their_own() -> None:
     assert len(set(slugs)) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]*", slug) for slug in slugs)
     assert slugs[-1] == "taxol@1"
+
+
+def test_another_dose_of_a_known_compound_is_spelt_as_the_known_ones() -> None:
+    aliases = {"JCP2022_037716": "taxol"}
+    for text in ("TAXOL@3", "taxol 3 uM", "JCP2022_037716@3"):
+        assert resolve_or_read(text, KNOWN, aliases=aliases, unseen=True) == Condition("taxol", 3.0)
+    assert written("Colchicine@3", KNOWN) == Condition("Colchicine", 3.0)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "<adapter>", "new@-5", "new@1e999"])
+def test_what_names_no_compound_or_no_dose_is_refused_as_an_unseen_condition(text: str) -> None:
+    with pytest.raises(ConditionError, match="Write it as compound@dose"):
+        resolve_or_read(text, KNOWN, unseen=True)

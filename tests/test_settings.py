@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import Field
 
 from cellbridge.config import AdapterConfig, NetworkConfig, TrainingConfig
 from cellbridge.errors import ConfigError
@@ -115,5 +116,6 @@ def test_every_setting_is_listed_with_its_default_and_its_description():
     class Whole(Section):
         store: Path
         part: Part = Part(width=5)
+        names: dict[str, str] = Field(default_factory=dict)
 
-    assert settings(Whole) == [("store", "required", ""), ("part.width", "5", "How wide.")]
+    assert settings(Whole) == [("store", "required", ""), ("part.width", "5", "How wide."), ("names", "{}", "")]

@@ -95,7 +95,7 @@ class ConditionTable:
             if len(text) > longest:
                 raise ConfigError(
                     f'the text of condition "{name}" has {len(text)} bytes, and the encoder reads {longest}. '
-                    "Set network.conditioning.text_length."
+                    "Shorten it, or pretrain with a larger network.conditioning.text_length."
                 )
         width = max(1, *(len(text) for text in encoded))
         return torch.tensor([[byte + 1 for byte in text] + [0] * (width - len(text)) for text in encoded])

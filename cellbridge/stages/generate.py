@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cellbridge import processes
-from cellbridge.conditions import Condition, resolve, resolve_or_read
+from cellbridge.conditions import Condition, resolve, resolve_or_read, written
 from cellbridge.config import SolverConfig, XTOrigin, prior_run
 from cellbridge.data.store import StoreInfo, describe
-from cellbridge.errors import ConfigError, ModelError, StoreError, did_you_mean
+from cellbridge.errors import ConditionError, ConfigError, StoreError, did_you_mean
+from cellbridge.modelled import adapted_conditions, model_card, modelled_conditions
 from cellbridge.outputs import require_apart, require_directory
 from cellbridge.progress import bar
 from cellbridge.runs import RunDir, code_version, fingerprint, is_taken
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from cellbridge.diffusion.denoiser import Denoiser
     from cellbridge.diffusion.prior import XTPrior
 
-_CARD = "cellbridge.json"
 _SHARE = re.compile(r"\s*(.+?)\s*:\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?:,|$)")
 
 
@@ -50,8 +50,8 @@ class Config(Section):
     """Shares of adapters, `A:0.3,B:0.7`; what is missing to 1 is the control. `doses` blends, for each condition that is not
     modelled itself, the two adapters of its compound between whose doses it lies, linearly in the logarithm of the dose."""
     unseen: bool = False
-    """Take a condition that neither the store nor the models know for one that the base is to read the name or SMILES of; otherwise
-    it is taken for a slip of the pen."""
+    """Take a condition that neither the store nor the models know for one that the base is to read the name, SMILES or (of a compound
+    that it was trained on) dose of; otherwise it is taken for a slip of the pen."""
     smiles: dict[str, str] = Field(default_factory=dict)
     """SMILES of unseen compounds by name, for a base that reads SMILES."""
     solver: SolverConfig = SolverConfig()
@@ -74,6 +74,9 @@ class Config(Section):
         found = list(_SHARE.finditer(value))
         if not found or "".join(match[0] for match in found) != value:
             raise ValueError("expected doses, or adapters with their shares, such as taxol@1:0.3,taxol@10:0.7")
+        names = [match[1] for match in found]
+        if len(set(names)) < len(names):
+            raise ValueError("names an adapter twice; give each one share")
         return {match[1]: float(match[2]) for match in found}
 
     @field_validator("x_T")
@@ -112,10 +115,9 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     reference = _reference(config)
     _check_out(config, reference, out)
     info = describe(reference)
-    card, adapters = _card(config.base), [_card(path) for path in config.adapters]
+    card, adapters = model_card(config.base), [model_card(path) for path in config.adapters]
     plate = _plate(config, info, card["plates"])
-    adapted = [Condition.parse(adapter["conditions"][-1]) for adapter in adapters]
-    modelled = [*(Condition.parse(name) for name in card["conditions"][1:-1]), *adapted]
+    adapted, modelled = adapted_conditions(adapters), modelled_conditions(card, adapters)
     known = list(dict.fromkeys([*info.conditions, *modelled]))
     recipes = _recipes(config, known, modelled, adapted, aliases=info.aliases)
 
@@ -187,18 +189,6 @@ def _check_out(config: Config, reference: Path, out: Path) -> None:
         )
 
 
-def _card(run: Path) -> dict[str, Any]:
-    """Return what a model says of itself, without loading it."""
-    directory = RunDir(run).require_model()
-    try:
-        card: dict[str, Any] = json.loads((directory / _CARD).read_text(encoding="utf-8"))
-        if card["kind"] in ("base", "adapter"):
-            return card
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ModelError(f"{directory}: holds no base and no adapter. Give a run of `pretrain` or of `finetune`.")
-
-
 def _plate(config: Config, info: StoreInfo, trained: list[str]) -> str:
     if config.plate is not None:
         if config.plate not in info.plates:
@@ -223,15 +213,25 @@ def _recipes(
 ) -> Recipes:
     if isinstance(config.blend, dict):
         shares = {resolve(text, adapted, aliases=aliases): share for text, share in config.blend.items()}
-        return {Condition.parse(config.conditions[0]): shares}
+        if len(shares) < len(config.blend):
+            raise ConditionError(f"blend = {config.blend}: names an adapter twice. Give each one share.")
+        return {written(config.conditions[0], known, aliases=aliases): shares}
     recipes: Recipes = {}
     for text in config.conditions:
-        if config.blend == "doses" and Condition.parse(text) not in modelled:
+        if config.blend == "doses" and not _is_one_of(text, modelled, aliases=aliases):
             condition, shares = _between(text, adapted, aliases=aliases)
             recipes[condition] = shares
         else:
             recipes[resolve_or_read(text, known, aliases=aliases, unseen=config.unseen)] = None
     return recipes
+
+
+def _is_one_of(text: str, conditions: list[Condition], *, aliases: Mapping[str, str]) -> bool:
+    try:
+        resolve(text, conditions, aliases=aliases)
+    except ConditionError:
+        return False
+    return True
 
 
 def _between(

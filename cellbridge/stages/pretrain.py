@@ -76,6 +76,6 @@ def _conditions(config: Config, info: StoreInfo) -> list[Condition]:
     if config.conditions == "control":
         return [control]
     if config.conditions == "all":
-        return [control, *(c for c in info.conditions if c != control)]
+        return list(dict.fromkeys([control, *info.conditions]))
     wanted = [resolve(text, info.conditions, aliases=info.aliases) for text in config.conditions]
-    return [control, *(c for c in wanted if c != control)]
+    return list(dict.fromkeys([control, *wanted]))

@@ -13,6 +13,7 @@ from cellbridge.conditions import Condition, resolve, resolve_or_read
 from cellbridge.config import SolverConfig, XTOrigin, prior_run
 from cellbridge.data.store import describe
 from cellbridge.errors import ConditionError, StoreError, did_you_mean
+from cellbridge.modelled import model_card, modelled_conditions
 from cellbridge.outputs import require_apart, require_directory
 from cellbridge.progress import bar
 from cellbridge.runs import code_version, fingerprint, is_taken
@@ -51,8 +52,8 @@ class Config(Section):
     """How many cells, drawn evenly over plates by the seed; None takes all."""
     method: Literal["ddib"] = "ddib"
     unseen: bool = False
-    """Take a condition that neither the store nor the models know for one that the base is to read the name or SMILES of; otherwise
-    it is taken for a slip of the pen."""
+    """Take a condition that neither the store nor the models know for one that the base is to read the name, SMILES or (of a compound
+    that it was trained on) dose of; otherwise it is taken for a slip of the pen."""
     smiles: dict[str, str] = Field(default_factory=dict)
     """SMILES of unseen compounds by name, for a base that reads SMILES."""
     solver: SolverConfig = SolverConfig()
@@ -91,7 +92,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     """
     info = describe(config.store)
     source = resolve(config.source or info.control, info.conditions, aliases=info.aliases)
-    known = info.conditions
+    modelled = modelled_conditions(model_card(config.base), [model_card(path) for path in config.adapters])
+    known = list(dict.fromkeys([*info.conditions, *modelled]))
     wanted = [resolve_or_read(t, known, aliases=info.aliases, unseen=config.unseen) for t in config.targets or ()]
     _check_out(config, out)
 

@@ -160,6 +160,19 @@ def test_a_dose_between_two_is_blended_by_its_logarithm(study, tmp_path):
     assert store.info.attributes["trained_on"]["shrinker@2"] == ["P1", "P2"]
 
 
+def test_a_dose_that_has_an_adapter_is_no_blend_however_it_is_written(study, tmp_path):
+    generate(study, str(tmp_path / "own.zarr"), "--condition", "Shrinker 1 uM", "--n", 5, "--blend", "doses")
+    assert set(open_store(tmp_path / "own.zarr").obs["Metadata_Model"]) == {"adapter"}
+    assert np.array_equal(counts(tmp_path / "own.zarr"), counts(study / "cells.zarr", LOW))
+
+
+def test_a_condition_that_only_an_adapter_knows_is_translated_to_by_name(study, tmp_path):
+    """The store holds the compound at another dose, as the plate of a new experiment may."""
+    given = ["--store", study / "store.zarr", "--target", HIGH, "--n", 2, "--out", tmp_path / "to.zarr"]
+    call("translate", *adapters(study), *given)
+    assert set(open_store(tmp_path / "to.zarr").condition_names) == {HIGH}
+
+
 def test_a_network_that_reads_doses_is_told_the_dose_that_a_blend_is_for(study, tmp_path):
     told = ["network.conditioning.scheme=one_hot", "conditions=all", *NETWORK, *TRAINING]
     call("pretrain", "--store", study / "doses.zarr", *sets(*told), "--out", tmp_path / "base")
@@ -209,6 +222,13 @@ def test_a_joint_model_generates_translates_and_carries_an_adapter(study):
     np.testing.assert_array_equal(counts(study / "over.zarr", HIGH), counts(study / "joint.zarr", HIGH))
 
 
+def test_a_condition_that_is_named_twice_has_one_row(study, tmp_path):
+    named = sets(f"conditions=[{LOW},{LOW.upper()},{HIGH},{LOW}]", *NETWORK, *TRAINING[1:], "training.steps=1")
+    call("pretrain", "--store", study / "doses.zarr", *named, "--out", tmp_path / "base")
+    card = json.loads((tmp_path / "base/model/cellbridge.json").read_text(encoding="utf-8"))
+    assert card["conditions"] == ["", "DMSO", LOW, HIGH, "<adapter>"]
+
+
 def test_a_generated_store_can_be_replaced_by_another_but_no_other_store(study, tmp_path, capsys):
     out = tmp_path / "x.zarr"
     for n in (1, 2):
@@ -239,6 +259,17 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--condition", LOW, "--store", "absent.zarr"], "no such store"),
         (["--condition", LOW, "--blend", f"{LOW}=0.3"], "expected doses, or adapters with their shares"),
         (["--condition", LOW, "--blend", "shrinkr@1:0.3"], 'Did you mean "shrinker@1"'),
+        (["--condition", "x", "--blend", f"{LOW}:0.3,{LOW}:0.7"], "names an adapter twice"),
+        (["--condition", "x", "--blend", f"{LOW}:0.3,{LOW.title()}:0.7"], "names an adapter twice"),
+        (["--condition", "", "--blend", f"{LOW}:0.3"], "names no compound"),
+        (
+            ["--condition", LOW, *sets("solver.guidance_scale=2", "solver.guidance_interval=[2000,3000]")],
+            "of which there are 1000",
+        ),
+        (
+            ["--condition", LOW, *sets("solver.guidance_scale=2", "solver.guidance_interval=[0.2,0.9]")],
+            "guides nothing",
+        ),
         (["--condition", LOW, "--condition", HIGH, "--blend", f"{LOW}:1"], "name it by one condition"),
         (
             ["--condition", "shrinker@20", "--blend", "doses"],
