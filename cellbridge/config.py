@@ -239,6 +239,10 @@ class SolverConfig(Section):
             value = getattr(self, key)
             if value != type(self).model_fields[key].default and self.method != method:
                 raise ValueError(f"{key} = {value} is of method {method}, found method {self.method}; leave it out")
+        for key in ("threshold_percentile", "threshold_largest"):
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and self.threshold != "dynamic":
+                raise ValueError(f"{key} = {value} is of threshold dynamic, found {self.threshold}; leave it out")
         if self.method == "pndm" and self.grid != "uniform":
             raise ValueError(f"method pndm needs equal steps in t, found grid {self.grid}; use grid: uniform")
         return self

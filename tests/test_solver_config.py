@@ -27,6 +27,8 @@ from cellbridge.settings import dump, load
         (["guidance_scale=2", "guidance_by_distance=true", "guidance_rescale=0.7"], "leave the other setting out"),
         (["guidance_scale=2", "method=ddpm", "variance=learned"], "guidance mixes two"),
         (["threshold_largest=1.0"], "greater than 1"),
+        (["threshold_percentile=0.9"], "threshold_percentile = 0.9 is of threshold dynamic, found none"),
+        (["threshold=clip", "threshold_largest=3"], "threshold_largest = 3.0 is of threshold dynamic, found clip"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(overrides, message):

@@ -23,9 +23,10 @@ from cellbridge.diffusion.guidance import (
 )
 from cellbridge.diffusion.inversion import Inversion
 from cellbridge.diffusion.multistep import DpmSolverPlusPlus, Pndm
-from cellbridge.diffusion.samplers import Flow, Sampler
+from cellbridge.diffusion.samplers import Flow, Sampler, asked_times
+from cellbridge.diffusion.schedule import Schedule
 from cellbridge.diffusion.thresholding import Clipping, DynamicThresholding
-from cellbridge.errors import ModelError
+from cellbridge.errors import ConfigError, ModelError
 from cellbridge.networks.conditioning import condition_rows
 
 SAMPLERS: dict[str, Callable[[SolverConfig], Sampler]] = {
@@ -122,6 +123,7 @@ def guided(
         )
     if solver.guidance_interval is not None:
         low, high = solver.guidance_interval
+        _require_times_within(solver, denoiser.schedule)
         result = GuidanceInterval(result, denoiser, low=low, high=high)
     if solver.threshold == "clip":
         return Clipping(result)
@@ -138,6 +140,7 @@ def _guidance(
     if guides.weaker is not None:
         assert condition is not None
         weaker, row = guides.weaker.of(condition)
+        _require_another(weaker, row, denoiser, card.conditions.index(condition))
         return Autoguidance(denoiser, weaker, solver.guidance_scale, weaker_label=row)
     if solver.guidance_by_distance:
         return DistanceGuidance(denoiser, _scales_of_rows(denoiser, solver.guidance_scale, card), CONTROL_ROW)
@@ -145,6 +148,30 @@ def _guidance(
     return ClassifierFreeGuidance(
         denoiser, scale=solver.guidance_scale, null_label=row, rescale=solver.guidance_rescale
     )
+
+
+def _require_times_within(solver: SolverConfig, schedule: Schedule) -> None:
+    """Raise ConfigError where the sampler calls at no time of the guidance interval, so that nothing would be guided."""
+    assert solver.guidance_interval is not None
+    low, high = solver.guidance_interval
+    times = asked_times(build_sampler(solver), schedule)
+    if not any(low <= t <= high for t in times):
+        raise ConfigError(
+            f"solver.guidance_interval = [{low:g}, {high:g}]: guides nothing, as the sampler asks at t = {max(times):g} (noise) to "
+            f"{min(times):g} and never within it. The interval is in steps of the schedule, of which there are {schedule.steps}."
+        )
+
+
+def _require_another(weaker: Denoiser, row: int, denoiser: Denoiser, own_row: int) -> None:
+    """Raise ModelError where a weaker self has the model's own weights, up to rounding: it would cost a call and guide nothing."""
+    own, other = denoiser.state_dict(), weaker.state_dict()
+    if row != own_row or {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in other.items()}:
+        return
+    if all(torch.allclose(own[name], other[name].to(own[name]), rtol=1e-5, atol=1e-7) for name in own):
+        raise ModelError(
+            "solver.weaker: has the very weights of the model that it is to guide, so that nothing would be guided. Give an earlier "
+            "checkpoint (`RUN/checkpoints/step-…`), a snapshot of averages, or a smaller network's run."
+        )
 
 
 def _scales_of_rows(denoiser: Denoiser, scale: float, card: ModelCard) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from cellbridge.diffusion.denoiser import Denoiser
-from cellbridge.diffusion.schedule import CLEAN
+from cellbridge.diffusion.schedule import CLEAN, Schedule
 from cellbridge.diffusion.timesteps import Grid, solver_times
-from cellbridge.typing import Images, Labels, Seeds
+from cellbridge.typing import Images, Labels, Seeds, Times
 
 Order = Literal[1, 2]
 
@@ -47,6 +47,27 @@ class Sampler(ABC):
     def stochastic(self) -> bool:
         """Whether noise is added on the way, so that x_T alone does not decide the image."""
         return False
+
+
+@final
+class _Recording(Denoiser):
+    """Sees nothing in any image, and notes the times that it is asked for."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__()
+        self.schedule = schedule
+        self.times: list[float] = []
+
+    def forward(self, x_t: Images, t: Times, labels: Labels) -> Images:
+        self.times.extend(t.tolist())
+        return torch.zeros_like(x_t)
+
+
+def asked_times(sampler: Sampler, schedule: Schedule) -> list[float]:
+    """Return the times at which a sampler calls its denoiser, in its order."""
+    recording, none = _Recording(schedule), torch.zeros(1, dtype=torch.int64)
+    sampler.sample(recording, torch.zeros(1, 1, 1, 1), none, seeds=none)
+    return recording.times
 
 
 @final

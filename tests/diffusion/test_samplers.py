@@ -8,7 +8,7 @@ from gaussian_oracle import GaussianDenoiser, MixtureDenoiser, pixels
 from cellbridge.diffusion.ancestral import Ddim, Ddpm
 from cellbridge.diffusion.inversion import invert
 from cellbridge.diffusion.multistep import DpmSolverPlusPlus, Pndm
-from cellbridge.diffusion.samplers import Flow, network_calls, sample
+from cellbridge.diffusion.samplers import Flow, asked_times, network_calls, sample
 from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.errors import ConfigError, ModelError
 
@@ -147,3 +147,14 @@ def test_a_learned_variance_of_a_model_that_has_none_is_refused():
     x_T, labels = pixels()
     with pytest.raises(ModelError, match="variance: learned_range"):
         Ddpm(9, "learned").sample(denoiser, x_T, labels, seeds=torch.arange(4))
+
+
+def test_a_sampler_tells_the_times_it_asks_at_and_only_those_between_its_steps_are_of_order_two():
+    schedule = make_schedule("cosine", 1000)
+    assert asked_times(Ddim(steps=4), schedule) == [999.0, 749.0, 499.0, 249.0]
+    asked = asked_times(Flow(steps=3, grid="quadratic"), schedule)
+    assert asked[::2] == [999.0, 249.75, 0.0]
+    assert all(
+        late > between > early
+        for late, between, early in zip(asked[::2], asked[1::2], [*asked[2::2], -1.0], strict=True)
+    )

@@ -101,11 +101,22 @@ def test_an_earlier_self_is_read_from_a_checkpoint_or_a_snapshot_of_averages(stu
 
 
 def test_the_last_checkpoint_of_an_adapter_is_the_adapter(study):
-    """Its averaged weights are those that were published, so that no scale moves the estimate."""
+    """Its averaged weights are those that were published."""
     last = study / "adapter" / "checkpoints" / "step-00000004"
-    model, denoiser = guided(study, solver(guidance_scale=3.0, weaker=last), name="control")
+    model, _ = guided(study, solver(), name="control")
+    settings = solver(guidance_scale=3.0, weaker=last)
+    weaker = assembly.load_guides(settings, assembly.load_base(study / "control")).weaker
     inputs = noisy(model, 400.0)
-    assert torch.allclose(denoiser(*inputs), model.denoiser(*inputs), atol=1e-4)
+    assert torch.allclose(weaker.denoiser(*inputs), model.denoiser(*inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "itself"), [("joint", "joint"), ("control", "adapter"), ("control", "adapter/checkpoints/step-00000004")]
+)
+def test_a_model_that_is_to_guide_itself_is_refused(study, name, itself):
+    """Guidance by it is no guidance at twice the cost, whatever the scale."""
+    with pytest.raises(ModelError, match="the very weights of the model"):
+        guided(study, solver(guidance_scale=3.0, weaker=study / itself), name=name)
 
 
 def test_a_classifier_of_noisy_images_makes_its_condition_likelier(study):
