@@ -143,7 +143,7 @@ def card_of(attached: Attached, condition: Condition, *, shares: Mapping[Conditi
         return cards[0].model_copy(update={"conditions": named, "plates": plates})
     if condition.name in base.conditions:
         return base
-    if reads_unseen(attached.base.network):
+    if reads_unseen(attached.base.network, condition):
         return base.model_copy(update={"conditions": (*base.conditions, condition.name)})
     raise ConditionError(
         f'no model of "{condition.name}" was given: run `cellbridge finetune --condition "{condition.name}"` and pass its run as '
@@ -194,7 +194,7 @@ def load_models(base: Base, adapters: Sequence[Path], *, asked: Iterable[Conditi
         if name not in ("", SPARE):
             models.setdefault(Condition.parse(name), Model(base.denoiser(), row, base.card))
     for condition in asked:
-        if condition not in models and reads_unseen(base.network):
+        if condition not in models and reads_unseen(base.network, condition):
             extended = with_unseen(base, condition)
             models[condition] = Model(extended.denoiser(), len(base.card.conditions), extended.card)
     return models

@@ -106,11 +106,17 @@ def condition_table(card: ModelCard) -> ConditionTable:
     return ConditionTable.of(card.conditions, smiles=chosen.smiles, plates=plates)
 
 
-def reads_unseen(network: nn.Module) -> bool:
-    """Say whether a network reads compounds' names or SMILES, so that one that it was not trained on can be asked for."""
-    return (
-        isinstance(network, ConditionedBackbone) and network.conditioner is not None and network.conditioner.reads_texts
-    )
+def reads_unseen(network: nn.Module, condition: Condition) -> bool:
+    """Say whether a network can be asked for a condition that it was not trained on.
+
+    It can where it reads compounds' names or SMILES, or where it is told the dose apart and was trained on the compound at others.
+    """
+    if not isinstance(network, ConditionedBackbone) or network.conditioner is None:
+        return False
+    tokens = network.conditioner.tokens
+    known = {Condition.parse(name).compound for name in tokens.table.names[1:]}
+    other_dose = "dose" in tokens.kinds and condition.compound in known and condition.dose_um is not None
+    return network.conditioner.reads_texts or other_dose
 
 
 def with_unseen(base: Base, condition: Condition) -> Base:
@@ -118,9 +124,10 @@ def with_unseen(base: Base, condition: Condition) -> Base:
 
     Raises
     ------
-    ModelError : the base does not read names or SMILES. ConfigError : the compound's SMILES is not among those of the base.
+    ModelError : the base does not read names or SMILES, nor doses of the compound. ConfigError : the compound's SMILES is not among
+        those of the base.
     """
-    if not reads_unseen(base.network):
+    if not reads_unseen(base.network, condition):
         raise ModelError(
             f'the base was not trained on "{condition.name}" and does not read names. Fine-tune an adapter for it, or pretrain with '
             "network.conditioning.compound: characters or fingerprint."

@@ -41,8 +41,9 @@ class Weaker:
             known = [name for name in self.card.conditions if name not in ("", SPARE)]
         if condition in known:
             return self.denoiser, self.card.row(condition)
-        if self.base is not None and reads_unseen(self.base.network):
-            return with_unseen(self.base, Condition.parse(condition)).denoiser(), len(self.card.conditions)
+        unseen = Condition.parse(condition)
+        if self.base is not None and reads_unseen(self.base.network, unseen):
+            return with_unseen(self.base, unseen).denoiser(), len(self.card.conditions)
         raise ConditionError(
             f'{self.path}: the weaker model knows {known}, not "{condition}". Give a weaker model of that condition (of an '
             f"adapter, an earlier checkpoint of its own run).{did_you_mean(condition, known)}"

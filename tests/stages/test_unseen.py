@@ -28,6 +28,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "names": READING,
         "smiles": [*READING, *table, "network.conditioning.text=smiles"],
         "deaf": [],
+        "doses": ["network.conditioning.scheme=one_hot", "conditions=[shrinker@1]"],
     }.items():
         settings = [store, *SMALL, "sampler.steps=2", "training.learning_rate=0.05", *own]
         pretrain.run(load(pretrain.Config, overrides=settings), out=root / name)
@@ -59,6 +60,19 @@ def test_a_compound_is_generated_by_its_smiles(study, tmp_path):
         generated(study, tmp_path / "none.zarr", *asked, base="smiles")
     with pytest.raises(ModelError, match=r'was trained on CCO for "shrinker", not CCN'):
         generated(study, tmp_path / "none.zarr", *asked, "smiles.shrinker=CCN", base="smiles")
+    assert not (tmp_path / "none.zarr").exists()
+
+
+def test_a_network_that_is_told_doses_is_asked_for_another_dose_of_a_compound_it_knows(study, tmp_path):
+    asked = ["conditions=[shrinker@1,shrinker@3,SHRINKER@30]", "unseen=true"]
+    images = generated(study, tmp_path / "out.zarr", *asked, base="doses")
+    known, three, thirty = images.split(2)
+    assert not torch.equal(known, three)
+    assert not torch.equal(three, thirty)
+    assert [c.name for c in open_store(tmp_path / "out.zarr").info.conditions][-1] == "shrinker@30"
+    for unknown in ("colchicine@3", "DMSO@-1"):
+        with pytest.raises(ConditionError):
+            generated(study, tmp_path / "none.zarr", f"conditions=[{unknown}]", "unseen=true", base="doses")
     assert not (tmp_path / "none.zarr").exists()
 
 
