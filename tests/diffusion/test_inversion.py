@@ -8,6 +8,7 @@ import torch
 from gaussian_oracle import GaussianDenoiser, MixtureDenoiser, pixels
 
 from cellbridge.diffusion.ancestral import Ddim, Ddpm
+from cellbridge.diffusion.denoiser import Denoiser
 from cellbridge.diffusion.inversion import Inversion, invert
 from cellbridge.diffusion.multistep import DpmSolverPlusPlus, Pndm
 from cellbridge.diffusion.round_trip import round_trip
@@ -15,6 +16,7 @@ from cellbridge.diffusion.samplers import Flow, sample
 from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.diffusion.thresholding import Clipping, DynamicThresholding
 from cellbridge.errors import ConfigError
+from cellbridge.runtime import noise_per_image
 
 KINDS = ["linear", "cosine"]
 GRIDS = ["uniform", "quadratic", "log_snr"]
@@ -158,6 +160,30 @@ def test_after_the_noise_of_the_first_step_every_background_inverts_to_unit_vari
     x_T = inversion.invert(denoiser, x_0, torch.zeros(1).long(), seeds=torch.arange(1))
     assert x_T.std().item() == pytest.approx(1.0, abs=0.015 + 4 / (2 * x_0.numel()) ** 0.5)
     assert denoiser.calls == inversion.network_calls == 48
+
+
+class First(Denoiser):
+    """Keeps the first x_t that it sees."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule, self.seen = schedule, None
+
+    def forward(self, x_t, t, labels):
+        self.seen = (x_t, t) if self.seen is None else self.seen
+        return x_t
+
+
+def test_it_starts_from_a_draw_of_x_t_at_the_first_step():
+    """Few steps make the first one loud: its share of the image is not 1 to any tolerance."""
+    denoiser, (x_0, labels), seeds = First(make_schedule("linear", 25)), pixels(), torch.arange(4)
+    Inversion(steps=4, start_noise=True).invert(denoiser, x_0, labels, seeds=seeds)
+    noise, signal = (
+        noise_per_image(seeds, tuple(x_0.shape[1:]), purpose="noise of t = 0"),
+        denoiser.schedule.alpha_bar[0],
+    )
+    assert torch.allclose(denoiser.seen[0], signal.sqrt() * x_0 + (1 - signal).sqrt() * noise, atol=1e-6)
+    assert (denoiser.seen[1] == 0).all()
 
 
 def test_the_noise_of_the_first_step_is_each_image_s_own():

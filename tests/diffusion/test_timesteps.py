@@ -66,6 +66,13 @@ def test_training_times_are_uniform_and_cover_every_stratum_of_the_batch():
     assert torch.equal(occupied, torch.arange(1, 65))
 
 
+def test_training_times_begin_below_the_first_step_where_the_solver_asks_too():
+    """Of two steps, half of the times lie in (-1, 0]."""
+    images, generator = torch.zeros(64, 1, 2, 2), torch.Generator().manual_seed(0)
+    t = training_draw(images, torch.zeros(64, dtype=torch.int64), steps=2, generator=generator).t
+    assert torch.equal(((t + 1) * 32).ceil().long().sort().values, torch.arange(1, 65))
+
+
 def test_a_draw_is_a_function_of_its_seed_alone():
     state = torch.get_rng_state()
     first, again, other = draw(3, 16, 0.5), draw(3, 16, 0.5), draw(4, 16, 0.5)
