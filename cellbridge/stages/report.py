@@ -118,7 +118,7 @@ def _evaluation_page(path: Path, metrics: Mapping[str, Any], *, page: Path) -> d
     from cellbridge.reporting.evaluation import evaluation_view
 
     try:
-        view = evaluation_view(path.name, metrics, inline=lambda file: _inline(path / file))
+        view = evaluation_view(path.name, metrics, inline=lambda file: _figure(path, file))
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{RunDir(path).metrics}: is not what `evaluate` writes ({type(error).__name__}: {error}). Run it again."
@@ -166,6 +166,16 @@ def _png(axes: "Axes") -> str:
     assert figure is not None
     figure.savefig(buffer, format="png", dpi=170, bbox_inches="tight", pad_inches=0.06)
     return _data_uri(buffer.getvalue())
+
+
+def _figure(run: Path, name: str) -> str:
+    """Return a figure of a run; the page may be passed on, so that no other file of this machine goes into it."""
+    file = run / name
+    if run.resolve() not in file.resolve().parents:
+        raise RunError(
+            f'{RunDir(run).metrics}: names a figure outside of its run, "{name}". Run `cellbridge evaluate` again.'
+        )
+    return _inline(file)
 
 
 def _inline(file: Path) -> str:

@@ -377,6 +377,17 @@ def test_a_missing_figure_is_named(evaluation):
     assert not (evaluation / "report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["../private.png", "{parent}/private.png"])
+def test_no_file_outside_of_the_run_goes_into_the_page(evaluation, name):
+    (evaluation.parent / "private.png").write_bytes(b"nobody's business")
+    file = evaluation / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    metrics["targets"][0]["figures"][0]["file"] = name.format(parent=evaluation.parent)
+    file.write_text(json.dumps(metrics), encoding="utf-8")
+    with pytest.raises(RunError, match=r"metrics\.json: names a figure outside of its run"):
+        run(Config(runs=(evaluation,)))
+
+
 def test_a_value_is_given_in_digits_that_can_be_read():
     assert shown({"value": -0.25, "low": -0.5, "high": 0.0, "n": 9, "resampled": "wells"}, digits=2) == {
         "value": "−0.25",
