@@ -10,12 +10,15 @@ from cellbridge.evaluation.scenes import Scene
 from cellbridge.evaluation.sections import Column, Section, absent, share, table
 from cellbridge.metrics.channels import Stained, channel_evidence
 from cellbridge.metrics.identity import identity_retrieval, pixel_signature, transport_cost
-from cellbridge.metrics.intervals import Blocks, Estimate, wilson
+from cellbridge.metrics.intervals import Blocks, Estimate, corrected_level, wilson
 from cellbridge.metrics.memorisation import Memorisation, memorisation
 from cellbridge.metrics.mmd import permutation_p, rank_of_condition
 from cellbridge.metrics.neighbours import precision_recall_density_coverage
 from cellbridge.metrics.variety import repeats
 
+_CHARGES = ("training images", "channels")
+_CHARGE_LEVEL = corrected_level(len(_CHARGES))
+"""Of each charge that looks for a failure in places of its own, at which both hold together at the usual one."""
 _NEIGHBOURS = 5
 _PERMUTATIONS = 199
 _GROUPS = 20
@@ -114,7 +117,7 @@ def copies(scene: Scene) -> tuple[Section, dict[str, dict[str, Any]], dict[str, 
 
 def _repeated(pool: Pool) -> dict[str, Any]:
     found = repeats(pool.images)
-    low, high = wilson(round(found.share * found.n), found.n)
+    low, high = wilson(round(found.share * found.n), found.n, level=_CHARGE_LEVEL)
     estimate = Estimate(found.share, low, high, found.n, "images")
     return {"share": estimate.to_dict(), "distinct": found.distinct, "most": found.most}
 
@@ -126,7 +129,9 @@ def _memorised(scene: Scene, pool: Pool, real: Pool) -> Memorisation | str:
         return "no training images of this condition were given (train)"
     if pool.images.shape[-1] != pool.images.shape[-2]:
         return "images are not square, so they cannot be turned"
-    found = memorisation(pool.images, training.images, real.images, (pool.blocks, real.blocks), **scene.draws)
+    found = memorisation(
+        pool.images, training.images, real.images, (pool.blocks, real.blocks), level=_CHARGE_LEVEL, **scene.draws
+    )
     return "fewer than four real images" if found is None else found
 
 
@@ -148,6 +153,7 @@ def stains(scene: Scene) -> tuple[Section, dict[str, list[dict[str, Any]]]]:
                 _stained(scene.real),
                 _stained(control),
                 channels=scene.channels,
+                level=_CHARGE_LEVEL,
                 **scene.draws,
             )
         ]
