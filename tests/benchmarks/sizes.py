@@ -67,7 +67,7 @@ QUICK = Size(
 SMALLEST = Size(
     small=TINY, medium=TINY, on_device=(TINY,), size_px=8, batch=4, small_batch=4, block=2, blocks=4, medium_blocks=2,
     flag_blocks=2,
-    compile=(), checkpoint_every=5, seeds=2, seed_steps=4, cells=24, held_out=8, resumes=2, device_px=8,
+    compile=(), checkpoint_every=9, seeds=2, seed_steps=4, cells=24, held_out=8, resumes=2, device_px=8,
     device_batches=(4,), device_steps=2,
 )  # fmt: skip
 """For the tests of the suite itself: its numbers mean nothing."""
