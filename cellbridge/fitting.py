@@ -105,7 +105,9 @@ def fit_denoiser(
     training, device = config.training, source.data.device
     schedule = build_schedule(card.schedule).to(device)
     sampler = build_sampler(config.sampler)
-    require_runs(sampler, schedule, learned=card.schedule.variance == "learned_range")
+    learned = card.schedule.variance == "learned_range"
+    require_runs(sampler, schedule, learned=learned)
+    guided(_Blank(schedule, learned=learned), config.sampler, card)  # what it refuses, it refuses before training
     loss, times = _objective(config, card, schedule, source)
     batches = noised_batches(
         source,

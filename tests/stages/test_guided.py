@@ -247,6 +247,13 @@ def test_settings_of_guides_that_do_nothing_or_contradict_are_refused(settings, 
         load(SolverConfig, overrides=settings)
 
 
+def test_an_interval_that_guides_no_sample_grid_is_refused_before_training(study, tmp_path):
+    settings = ["sampler.guidance_scale=2", "sampler.guidance_interval=[2000,3000]"]
+    with pytest.raises(ConfigError, match="guides nothing"):
+        trained(pretrain, tmp_path / "base", f"store={study / 'store.zarr'}", *SMALL, *settings)
+    assert not (tmp_path / "base").exists()
+
+
 def test_sample_grids_show_the_model_that_is_trained_alone():
     for setting in ("sampler.classifier=run", "sampler.weaker=run"):
         with pytest.raises(ConfigError, match="trained alone; leave it out"):
