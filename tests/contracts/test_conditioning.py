@@ -195,6 +195,13 @@ def test_a_row_that_is_appended_is_the_row_it_would_have_been(name):
     assert not torch.allclose(same[3], after[3], rtol=1e-5, atol=1e-6)
 
 
+def test_rows_stay_what_they_were_when_another_dose_is_appended(network):
+    (x_t, t, _), labels = noisy(len(NAMES)), torch.arange(len(NAMES))
+    before = call(network, x_t, t, labels)
+    network.conditioner.tokens.describe(table().appended(f"{NAMES[2].partition('@')[0]}@123"))
+    assert torch.allclose(call(network, x_t, t, labels), before, rtol=1e-5, atol=1e-6)
+
+
 def test_one_compound_has_one_row_at_all_doses_where_the_dose_is_told_apart():
     apart = TokenEncoder(table(), tokens=("compound", "dose"), width=8)
     whole = TokenEncoder(table(), tokens=("compound",), width=8)
