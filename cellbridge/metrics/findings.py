@@ -145,6 +145,11 @@ def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str
     keys = {"smoothing": "smoothing", "shift": "intensity_shift"}
     words = f"{text} That is not more often than in the row “{row['name']}”"
     affine = case.evidence.get("affine")
+    own = case.rows.get(f"imitation:{case.key}")
+    if kind == "shift" and affine is None and own is not None and case.model["hit_against"][own["key"]]["low"] > 0:
+        words = f"{words}, but more often than in “{own['name']}”, the shift that the model could have made."
+        both = {**evidence, f"above {own['name']}": case.model["hit_against"][own["key"]]}
+        return Finding("shift_not_excluded", "not told from an intensity shift", "open", words, both)
     if kind == "shift" and affine is not None and not _mostly_affine(case):
         words = (
             f"{words}, although not most of what the model changes is an affine map of intensities ({percent(affine)})."
@@ -236,17 +241,29 @@ def condition_used(case: Case) -> Finding:
         return Finding("condition_used", "use of the condition not tested", "open", text)
     share = percent(shuffled["target_hit"], interval=False)
     odds, evidence = number(gap["log_odds"], digits=2), {"log_odds": gap["log_odds"], "hits": gap["hits"]}
-    seen = f"Outputs of the same cells for other targets are seen as {case.target} in {share}"
-    somewhere = [part["plate"] for part in gap.get("plates", []) if (part["log_odds"]["low"] or 0) > 0]
-    if gap["log_odds"]["low"] > 0 or somewhere:
-        where = "" if gap["log_odds"]["low"] > 0 else f" on {listed('plate', somewhere)}"
-        text = f"{seen}, and their log odds of it lie {odds} lower: the condition is used{where}."
+    seen = (
+        f"Outputs of the same cells for other targets are seen as {case.target} in {share}, {percent(gap['hits'])} of the cells fewer, "
+        f"and their log odds of it lie {odds} lower"
+    )
+    somewhere = [part["plate"] for part in gap.get("plates", []) if _gained(part)]
+    if _gained(gap) or somewhere:
+        where = "" if _gained(gap) else f" on {listed('plate', somewhere)}"
+        text = f"{seen}: the condition is used{where}."
         return Finding("condition_used", "uses its condition", "for", text, evidence)
     if _blind(case) and gap["log_odds"]["high"] > 0:
-        text = f"{seen}, and their log odds of it lie {odds} lower, of a classifier that does not see the target in real cells either."
+        text = f"{seen}, of a classifier that does not see the target in real cells either."
         return Finding("condition_used", "use of the condition cannot be told", "open", text, evidence)
-    text = f"{seen}, and their log odds of it lie no lower ({odds}): the condition is not used."
+    text = f"{seen}: no sign that the condition is used."
     return Finding("condition_ignored", "does not depend on its condition", "against", text, evidence)
+
+
+def _gained(gap: Mapping[str, Any]) -> bool:
+    """Say whether the right condition gains over others, in log odds or in hits; a model that ignores it gains in neither.
+
+    The log odds, of target against control, are high for whatever is unlike the control, outputs for another strong compound too; hits do
+    not move where a weak model reaches none.
+    """
+    return any((gap[name]["low"] or 0) > 0 for name in ("log_odds", "hits"))
 
 
 def listed(unit: str, names: Sequence[str]) -> str:
@@ -255,12 +272,19 @@ def listed(unit: str, names: Sequence[str]) -> str:
 
 
 def distance(case: Case) -> Finding | None:
-    """Say how much of the gap between control and target is closed; it is never a verdict by itself."""
-    gap = case.model.get("gap_closed", {})
-    if gap.get("value") is None:
+    """Say how much of the gap between control and target is closed, or how far off the outputs lie; it is never a verdict by itself."""
+    gap, found = case.model.get("gap_closed", {}), case.model.get("frechet", {})
+    if gap.get("value") is not None:
+        text = f"It closes {number(gap, digits=2)} of the Fréchet distance between control and target (n = {case.model['n_distance']})."
+        return Finding("distance", "distance to real cells", "open", text, {"gap_closed": gap})
+    floor = case.rows.get("real", {}).get("frechet", {})
+    if "copy" in case.rows or found.get("value") is None or floor.get("value") is None:
         return None
-    text = f"It closes {number(gap, digits=2)} of the Fréchet distance between control and target (n = {case.model['n_distance']})."
-    return Finding("distance", "distance to real cells", "open", text, {"gap_closed": gap})
+    text = (
+        f"The Fréchet distance to real {case.target} is {number(found, digits=1)}, between halves of the real ones {number(floor, digits=1)} "
+        f"(n = {case.model['n_distance']}). Without a control nothing says how much of a distance is the compound's effect."
+    )
+    return Finding("distance", "distance to real cells", "open", text, {"frechet": found, "floor": floor})
 
 
 def percent(found: Mapping[str, Any], *, interval: bool = True) -> str:

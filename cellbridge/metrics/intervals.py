@@ -203,7 +203,14 @@ def ratio(
     resamples: int,
     seed: int,
 ) -> Estimate | None:
-    """Estimate mean(numerator) / mean(denominator) over two independent sets of cells; None where the denominator is 0."""
+    """Estimate the ratio of two shares, mean(numerator) / mean(denominator), of independent sets of cells; None where the denominator is 0.
+
+    The interval is the bootstrap's; where all cells of the numerator agree, so that no draw differs in it, it is wide enough for Wilson's.
+
+    Parameters
+    ----------
+    numerator, denominator : 0 or 1 for each cell.
+    """
     if denominator.mean() == 0:
         return None
     value = float(numerator.mean() / denominator.mean())
@@ -214,6 +221,9 @@ def ratio(
         return Estimate(value, None, None, n, blocks[0].unit)
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = percentile_interval(above[:, 0] / below[:, 0])
+    if numerator.min() == numerator.max():
+        ends = np.array(wilson(int(numerator.sum()), len(numerator))) / denominator.mean()
+        low, high = min(low, float(ends[0])), max(high, float(ends[1]))
     return Estimate(value, low, high, n, blocks[0].unit)
 
 

@@ -14,6 +14,18 @@ _COLUMNS = (
     ("KID×1e3", "kernel", 1e3, 0),
     ("gap closed", "gap_closed", 1.0, 2),
 )
+_MEANINGS = (
+    (
+        "error",
+        "error",
+        "root mean square over the cell, in standard deviations of each stain, against the counterfactual",
+    ),
+    ("score", "score", "0 is the best possible, 1 is copying"),
+    ("hit %", "target_hit", "share that the classifier takes for the target"),
+    ("hit/real", "hit_relative", "that over the share of real cells"),
+    ("FD, KID", "frechet", "Fréchet and kernel distance to real cells, lower is nearer; floor: between real cells"),
+    ("gap closed", "gap_closed", "1 is as near as real cells, 0 as far as the source"),
+)
 _WIDTH = 120
 _WITH_INTERVAL = {"target_hit", "error", "score", "gap_closed"}
 
@@ -40,18 +52,30 @@ def text_table(metrics: Mapping[str, Any]) -> str:
         ]
         parts += [_wrapped(note) for note in [*_left_out(target), *target["notes"]]]
         parts.append("")
-    accuracy = metrics["classifier"]["balanced_accuracy"]
-    shown = _number(accuracy, scale=100, digits=0, interval=True)
-    names = ", ".join(extractor["name"] for extractor in metrics["extractors"])
     parts += [_wrapped(note, indent="") for note in metrics.get("notes", [])]
-    accuracy_words = f"Classifier on real held-out cells: balanced accuracy {shown} %. Features: {names}."
-    parts.append(_wrapped(accuracy_words, indent=""))
-    legend = (
-        "error: root mean square over the cell, in standard deviations of each stain, against the counterfactual; "
-        "score: 0 is the best possible, 1 is copying; gap closed: 1 is as near as real cells, 0 as far as the source."
-    )
-    parts.append(_wrapped(legend, indent=""))
+    parts.append(_wrapped(_judges(metrics), indent=""))
+    parts.append(_wrapped(_legend(metrics["targets"]), indent=""))
     return "\n".join(parts)
+
+
+def _judges(metrics: Mapping[str, Any]) -> str:
+    """Say how good the classifier is on real cells, and which features were used."""
+    accuracy = metrics["classifier"]["balanced_accuracy"]
+    shown = f"balanced accuracy {_number(accuracy, scale=100, digits=0, interval=True)} %"
+    if accuracy.get("value") is None:
+        shown = f"not computed ({accuracy.get('not_computed', 'no cells')})"
+    names = ", ".join(extractor["name"] for extractor in metrics["extractors"])
+    return f"Classifier on real held-out cells: {shown}. Features: {names}."
+
+
+def _legend(targets: Sequence[Mapping[str, Any]]) -> str:
+    """Explain the columns that are shown."""
+    rows = [row for target in targets for row in target["rows"]]
+    found = {key for _, key, *_ in _COLUMNS if any(row.get(key, {}).get("value") is not None for row in rows)}
+    return (
+        "; ".join(f"{title}: {words}" for title, key, words in _MEANINGS if key in found)
+        or "no number could be computed"
+    )
 
 
 def _places(target: Mapping[str, Any]) -> str:

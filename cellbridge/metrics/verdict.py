@@ -140,7 +140,7 @@ def _acquitted(case: Case, found: tuple[Finding, ...]) -> Verdict:
     """Return the verdict on a model that nothing speaks against."""
     states = {finding.key: finding.state for finding in found}
     if states.get("unknown") == "open":
-        return Verdict("target not known to the classifier", found, None)
+        return Verdict(f"not judged: nothing at hand tells {case.target} from a control", found, None)
     if "unseen" in states and states.get("cell_by_cell") != "for":
         return Verdict("the classifier cannot tell the target from the control", found, None)
     if "shift_not_excluded" in states and states.get("cell_by_cell") != "for":

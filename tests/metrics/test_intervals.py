@@ -81,6 +81,15 @@ def test_a_ratio_to_zero_is_not_computed():
     assert ratio(np.ones(4), np.zeros(4), (blocks, blocks), resamples=10, seed=0) is None
 
 
+def test_a_ratio_of_no_hits_at_all_still_has_an_upper_end():
+    blocks, half = Blocks(np.arange(100), "wells"), np.arange(100) % 2.0
+    found = ratio(np.zeros(100), half, (blocks, blocks), resamples=200, seed=0)
+    assert found.value == found.low == 0.0
+    assert found.high == pytest.approx(
+        1.96**2 / (100 + 1.96**2) / 0.5, rel=1e-4
+    )  # Wilson's upper end of 0 of 100, over 1/2
+
+
 def test_draws_that_are_not_finite_are_left_out():
     assert percentile_interval(np.array([np.nan, 1.0, 1.0, np.inf])) == (1.0, 1.0)
 

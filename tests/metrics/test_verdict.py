@@ -121,6 +121,17 @@ def test_the_text_table_shows_every_row_a_dash_for_what_is_missing_and_no_empty_
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_the_text_table_explains_the_columns_that_it_shows_and_says_why_there_is_no_classifier():
+    target = {"source": "DMSO", "target": "taxol@1", "n": 100, "n_truth": 0, "n_wells": 0, "resampled": "images"}
+    target |= {"rows": _rows(hits=_hits(0.8)), "verdicts": [], "notes": []}
+    accuracy = {"balanced_accuracy": {"not_computed": "no control"}}
+    last = text_table({"targets": [target], "classifier": accuracy, "extractors": [{"name": "features"}]})
+    assert "held-out cells: not computed (no control). Features: features." in last
+    legend = " ".join(last.splitlines()[-2:])
+    assert all(words in legend for words in ("hit %: ", "hit/real: ", "gap closed: "))
+    assert not any(words in legend for words in ("error: ", "score: ", "FD, KID: "))
+
+
 def _judged(hits, errors=None, **evidence):
     words = {"target": "taxol@1", "control": "DMSO", "separable": None}
     return judge(_rows(hits=hits, errors=errors), "model:m", **words, evidence={**_used(hits), **evidence})
@@ -183,6 +194,37 @@ def test_what_a_shift_does_as_well_is_left_open_where_the_model_is_not_mostly_a_
     verdict = _judged(_hits(0.5, shift=0.5), affine=_estimate(0.2))
     assert (verdict.label, verdict.held_up) == ("not told from an intensity shift", None)
     assert _judged(_hits(0.5, shift=0.5), affine=_estimate(0.9)).label == "explained by an intensity shift"
+
+
+def test_a_shift_that_the_model_does_not_make_does_not_explain_it():
+    rows = _rows(hits=_hits(0.5, shift=0.5))
+    own = {"key": "imitation:model:m", "name": "DMSO with the intensities of m", "kind": "null", "n": 100}
+    words = {"target": "taxol@1", "control": "DMSO", "separable": None, "evidence": _used(_hits(0.5))}
+    for of_own, label in ((0.1, "not told from an intensity shift"), (0.5, "explained by an intensity shift")):
+        rows[0]["hit_against"]["imitation:model:m"] = _estimate(0.5 - of_own, 0.08)
+        assert judge([*rows, own], "model:m", **words).label == label
+
+
+def test_without_a_control_the_distance_stands_beside_its_floor_and_nothing_is_judged():
+    unknown = {"not_computed": "one condition only"}
+    model = {"key": "model:m", "name": "m", "kind": "model", "n": 100, "n_distance": 30, "target_hit": unknown}
+    rows = [
+        model | {"frechet": _estimate(90.0, 5.0)},
+        {"key": "real", "name": "real", "kind": "real", "frechet": _estimate(40.0, 5.0)},
+    ]
+    verdict = judge(rows, "model:m", target="taxol@1", control="control", separable=None)
+    assert (verdict.label, verdict.held_up) == ("not judged: nothing at hand tells taxol@1 from a control", None)
+    assert (
+        "is 90.0 (85.0 to 95.0), between halves of the real ones 40.0 (35.0 to 45.0) (n = 30)" in verdict.sentences[-1]
+    )
+
+
+@pytest.mark.parametrize(("hits", "odds", "used"), [(0.2, -0.2, True), (0.0, 2.0, True), (0.0, 0.0, False)])
+def test_a_condition_is_used_where_it_gains_hits_or_log_odds(hits, odds, used):
+    gap = {"hits": _estimate(hits), "log_odds": _estimate(odds, 0.5), "plates": []}
+    verdict = _judged(_hits(0.8), _errors(0.3), shuffled=gap)
+    assert (verdict.label == "does not depend on its condition") is not used
+    assert any(finding.key == "condition_used" for finding in verdict.findings) is used
 
 
 def test_a_source_that_is_found_again_stands_in_for_the_truth():
