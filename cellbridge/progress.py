@@ -47,6 +47,13 @@ class Bar:
         self._done = self._resumed_at = done
         self._show("", speak=False)
 
+    def show(self, detail: str) -> None:
+        """Say what is worked on now, where a unit takes long: on a terminal, or as a line when the first one begins."""
+        if self._progress is not None:
+            self._progress.update(self._task, detail=detail)
+        elif processes.is_main() and self._done == self._resumed_at:
+            say(f"{self._description}: {self._done}/{self._total} {self._unit} · {detail}")
+
     def advance(
         self, units: int = 1, *, rate_per_unit: float = 1.0, rate_unit: str | None = None, detail: str = ""
     ) -> None:

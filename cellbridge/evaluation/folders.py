@@ -16,6 +16,7 @@ from cellbridge.evaluation.drawing import Drawn, Sets, draw
 from cellbridge.evaluation.learning import Logits, learn, look
 from cellbridge.evaluation.null_pools import null_rows
 from cellbridge.evaluation.pools import Pool, images_of, intensity_map, pool_of, require_alike
+from cellbridge.evaluation.same_images import require_distinct
 from cellbridge.evaluation.scenes import Scene, cell_table, shown_images
 from cellbridge.evaluation.sections import Column, Section, table
 from cellbridge.evaluation.unpaired import Row, bias_notes, score_rows
@@ -25,6 +26,7 @@ from cellbridge.metrics.contrasts import share_difference, student_difference
 from cellbridge.metrics.features import Extractor, extract, standardised
 from cellbridge.metrics.variety import classifier_score
 from cellbridge.metrics.verdict import judge
+from cellbridge.progress import bar
 
 _STANDARD_IMAGES = 1000
 
@@ -91,8 +93,10 @@ def judge_sets(
     Raises
     ------
     ImageError : sets that differ in size or channels, or conditions that no real image shows.
+    LeakError : generated images that are real ones, or real ones that are training images.
     """
     require_alike(sets.named())
+    require_distinct(sets)
     maps = intensity_map(sets.control or sets.real, intensity)
     images = {name: images_of(found, maps) for name, found in sets.named().items()}
     standard, words = _standard(images, seed=seed)
@@ -109,7 +113,12 @@ def judge_sets(
     looking = Looking(scaled, logits, draws)
     targets = list(dict.fromkeys(name for made in pools.models.values() for name in made))
     scenes = [_scene(target, pools, looking, sets.real.channels) for target in targets]
-    judged = [_judge_target(scene, looking, found) for scene in scenes]
+    judged = []
+    with bar("evaluate", total=len(scenes), unit="targets") as progress:
+        for scene in scenes:
+            progress.show(f"{scene.target}, {len(scene.rows)} rows")
+            judged.append(_judge_target(scene, looking, found))
+            progress.advance()
     metrics = {
         "extractors": [_described(part, seen["real"]) for part in scaled],
         "classifier": found,
@@ -254,6 +263,7 @@ def _notes(sets: Sets, pools: Drawn, *, learnt: bool) -> list[str]:
         f"{name} images: {len(found)} of {found.path.name}, sha256 {found.sha256[:12]}…"
         for name, found in sets.named().items()
     ]
+    notes += _other_scales(sets)
     if pools.control is None:
         notes.append("No control was given: how much of the way from control to target is gone is not known.")
     if sets.train is None:
@@ -265,4 +275,18 @@ def _notes(sets: Sets, pools: Drawn, *, learnt: bool) -> list[str]:
         notes.append(
             "Wells are not known, so images are taken for independent: intervals are too narrow where cells share a well."
         )
+    return notes
+
+
+def _other_scales(sets: Sets) -> list[str]:
+    """Say of each set that is stored on another scale than the real images how bright it is: 8-bit counts in a 16-bit file come out black."""
+    real, notes = sets.real, []
+    for name, found in sets.named().items():
+        if found.span != real.span:
+            scales = [f"{part.span[0]:g} to {part.span[1]:g}" for part in (found, real)]
+            brightest = [f"{float(part.values.max()):g}" for part in (found, real)]
+            notes.append(
+                f"{name} images are read on a scale of {scales[0]} (brightest value {brightest[0]}), real images of {scales[1]} "
+                f"({brightest[1]}). Where that is not meant, store both in one type, or set images.full_scale."
+            )
     return notes

@@ -102,7 +102,7 @@ def score_rows(
 
 def bias_notes(scores: Mapping[str, Any]) -> list[str]:
     """Say of each extractor when n is too small for its Fréchet distance to mean much."""
-    notes = []
+    notes = [] if scores["distances"] else [f"Distances: not computed: {_TOO_FEW}."]
     for name, found in scores["distances"].items():
         words = bias_warning(found["n"], found["features"])
         notes += [f"{name}: {words}"] if words else []

@@ -18,6 +18,7 @@ from cellbridge.evaluation.inputs import (
     require_evaluation_directory,
     require_weights,
 )
+from cellbridge.progress import bar
 from cellbridge.runs import RunDir, begin, write_json, write_text
 from cellbridge.settings import Section, Seed, dump
 
@@ -129,12 +130,15 @@ def _judged(
     from cellbridge.tables import write_cells
 
     targets, seen, cells = [], [], []
-    for comparison in comparisons:
-        target = make_target(sights, comparison, Draws(config.resamples, config.seed))
-        found = score(target, classifier)
-        targets.append(found.metrics | {"figures": _figures(target, out / "figures") if config.figures else []})
-        cells.append(cell_table(target, found))
-        seen.append(target.without_images())
+    with bar("evaluate", total=len(comparisons), unit="targets") as progress:
+        for comparison in comparisons:
+            progress.show(f"{comparison.target}, {len(comparison.sources)} cells")
+            target = make_target(sights, comparison, Draws(config.resamples, config.seed))
+            found = score(target, classifier)
+            targets.append(found.metrics | {"figures": _figures(target, out / "figures") if config.figures else []})
+            cells.append(cell_table(target, found))
+            seen.append(target.without_images())
+            progress.advance()
     sections = [*judge_conditions(seen), *judge_wells(seen, config.moa)]
     if sights.generated:
         sections.append(judge_origins(seen, sights.generated))

@@ -178,11 +178,11 @@ def _judges(config: Config, sets: "Sets") -> "tuple[list[Extractor], dict[str, s
         try:
             extractors.append(named_extractor(wanted, sets.real.channels, device=device))
         except (ModelError, ImportError) as error:
-            missing[wanted] = str(error)
+            missing[wanted] = str(error).removeprefix(f"{wanted}: ")
     if not extractors:
         said = " ".join(f"{name}: {why}" for name, why in missing.items())
         raise ModelError(
-            f"nothing gives features of these images ({said}). Name the stains (images.channels, DNA among them), or give "
+            f"nothing gives features of these images ({said.rstrip('.')}). Name the stains (images.channels, DNA among them), or give "
             "--classifier or extractors with a weights file."
         )
     return extractors, missing, classifier

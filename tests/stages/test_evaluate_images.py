@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from cellbridge.cli import main
-from cellbridge.errors import ImageError, ModelError, RunError
+from cellbridge.errors import ImageError, LeakError, ModelError, RunError
 from cellbridge.stages.evaluate_images import Config, run
 from cellbridge.stages.report import Config as ReportConfig
 from cellbridge.stages.report import run as report
@@ -229,3 +229,33 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(tmp_path):
     with pytest.raises(RunError, match="lies inside the input"):
         run(Config(generated=(tmp_path / "other",), **settings), out=tmp_path / "real" / "out")
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_images_that_stand_on_two_sides_are_refused(tmp_path):
+    real = {"DMSO": cells("DMSO", 40, 1), "swollen@1": cells("swollen@1", 40, 1)}
+    write(tmp_path / "real", real)
+    write(tmp_path / "train", {"swollen@1": np.concatenate([cells("swollen@1", 40, 2), real["swollen@1"][:3]])})
+    write(tmp_path / "cheat", {"swollen@1": np.concatenate([cells("swollen@1", 38, 3), real["swollen@1"][5:7]])})
+    write(tmp_path / "copier", {"swollen@1": real["DMSO"]})
+    flat = np.zeros((1, 2, SIZE, SIZE), np.uint8)
+    write(tmp_path / "blank", {"swollen@1": np.concatenate([cells("swollen@1", 38, 3), flat])})
+    settings = {"real": tmp_path / "real", "images": {"axes": "CHW", "channels": CHANNELS}, "resamples": 100}
+    with pytest.raises(LeakError, match="2 images of cheat are real images of"):
+        run(Config(generated=(tmp_path / "cheat",), **settings), out=tmp_path / "out")
+    with pytest.raises(LeakError, match="3 images are among the training images"):
+        run(Config(generated=(tmp_path / "blank",), train=tmp_path / "train", **settings), out=tmp_path / "out")
+    run(Config(generated=(tmp_path / "copier", tmp_path / "blank"), **settings), out=tmp_path / "out")
+    (target,) = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["targets"]
+    assert target["verdicts"][0]["label"] == "indistinguishable from DMSO"
+
+
+def test_another_scale_than_the_real_images_is_said(tmp_path):
+    write(tmp_path / "real", {"swollen@1": cells("swollen@1", 40, 1)})
+    write(
+        tmp_path / "made", {"swollen@1": cells("swollen@1", 40, 3).astype(np.uint16)}
+    )  # 8-bit counts, stored as 16 bit
+    settings = {"real": tmp_path / "real", "images": {"axes": "CHW", "channels": CHANNELS}, "resamples": 100}
+    run(Config(generated=(tmp_path / "made",), **settings), out=tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["notes"]
+    (note,) = (note for note in notes if "scale" in note)
+    assert note.startswith("generated made images are read on a scale of 0 to 65535 (brightest value 2")
