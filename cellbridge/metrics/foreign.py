@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,17 @@ def read_foreign_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
             state = load(content)
         else:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of how the pickle was written; what is wrong with it is said below
+                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        # torch's own words of a pickle that holds code recommend to run it.
+        reason = (
+            "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
+        )
         raise ModelError(
-            f"{path}: is no plain state dict ({reason}). Only tensors are read; code in a pickle is never run."
+            f"{path}: is no plain state dict ({reason}). Only tensors are read; code in a pickle is never run. Save "
+            "`module.state_dict()`, best as safetensors."
         ) from None
     except Exception as error:  # safetensors raises its own class, which derives from Exception alone
         raise ModelError(f"{path}: cannot be read ({error}).") from None

@@ -44,9 +44,10 @@ def timm_file(timm_network, tmp_path_factory):
 def test_code_in_a_weights_file_is_refused_and_not_run(tmp_path):
     canary, file = tmp_path / "canary", tmp_path / "weights.pth"
     file.write_bytes(pickle.dumps({"a": _Payload(canary)}))
-    with pytest.raises(ModelError, match="never run"):
+    with pytest.raises(ModelError, match="never run") as refused:
         foreign_extractor(f"timm:test_resnet@{file}")
     assert not canary.exists()
+    assert "weights_only" not in str(refused.value)  # torch recommends to run the code
 
 
 def test_missing_weights_are_named(tmp_path):
