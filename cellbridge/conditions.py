@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from cellbridge.errors import ConditionError, did_you_mean
 
+_LONGEST_SLUG = 150
+"""Characters; most file systems take 255, and there are endings to come."""
+
 
 @dataclass(frozen=True, order=True)
 class Condition:
@@ -28,8 +31,8 @@ class Condition:
 
     @property
     def slug(self) -> str:
-        """A file name: the name itself, or, where it holds what a file name may not, that replaced and a hash appended."""
-        slug = re.sub(r"^\.|[^A-Za-z0-9.@-]+", "_", self.name)
+        """A file name: the name itself, or, where it holds what a file name may not or is too long, that replaced and a hash appended."""
+        slug = re.sub(r"^\.|[^A-Za-z0-9.@-]+", "_", self.name)[:_LONGEST_SLUG]
         return slug if slug == self.name else f"{slug}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
     @classmethod

@@ -74,3 +74,9 @@ def test_another_dose_of_a_known_compound_is_spelt_as_the_known_ones() -> None:
 def test_what_names_no_compound_or_no_dose_is_refused_as_an_unseen_condition(text: str) -> None:
     with pytest.raises(ConditionError, match="Write it as compound@dose"):
         resolve_or_read(text, KNOWN, unseen=True)
+
+
+def test_a_name_too_long_for_a_file_is_cut_and_stays_its_own():
+    first, second = (Condition.parse("C" * 400 + end).slug for end in "NO")
+    assert first != second
+    assert len(first) < 200
