@@ -28,19 +28,34 @@ _MOST_OUTSIDE_OF_NOISE = 0.2
 
 @dataclass(frozen=True)
 class RangeFigures:
-    """How the predicted image and noise are spread: per image, and the extrema per channel; detached.
+    """How the predicted image and noise are spread, per image and channel; all (batch, channel), detached.
 
     Parameters
     ----------
-    outside : (batch,), share of the values of x̂_0 outside [-1, 1].
-    epsilon_std : (batch,), root mean square of ε̂, which is its spread about its true mean 0.
-    minima, maxima : (channel,), of x̂_0 over batch and pixels.
+    outside : share of the values of x̂_0 outside [-1, 1].
+    epsilon_std : root mean square of ε̂, which is its spread about its true mean 0.
+    minima, maxima : of x̂_0 over pixels.
     """
 
     outside: Tensor
     epsilon_std: Tensor
     minima: Tensor
     maxima: Tensor
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a training watches beside its loss: by name, single figures, or grids (decile, channel) whose name has a place for each.
+
+    Parameters
+    ----------
+    means : name → (sum, count).
+    minima, maxima : name → value; infinite where a grid is empty.
+    """
+
+    means: dict[str, tuple[Tensor, Tensor]]
+    minima: dict[str, Tensor]
+    maxima: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -55,12 +70,12 @@ def range_figures(prediction: Prediction, output: Images, x_t: Images, *, alpha:
     alpha, sigma : the schedule at each image's time, shaped to multiply images.
     """
     x_0 = to_x_0(prediction, output, x_t, alpha=alpha, sigma=sigma)
-    epsilon = to_epsilon(prediction, output, x_t, alpha=alpha, sigma=sigma).flatten(1)
+    epsilon = to_epsilon(prediction, output, x_t, alpha=alpha, sigma=sigma).flatten(2)
     return RangeFigures(
-        outside=(x_0.abs() > 1).flatten(1).to(x_0.dtype).mean(1),
-        epsilon_std=torch.linalg.vector_norm(epsilon, dim=1) / epsilon.shape[1] ** 0.5,
-        minima=x_0.flatten(2).amin((0, 2)),
-        maxima=x_0.flatten(2).amax((0, 2)),
+        outside=(x_0.abs() > 1).flatten(2).to(x_0.dtype).mean(2),
+        epsilon_std=torch.linalg.vector_norm(epsilon, dim=2) / epsilon.shape[2] ** 0.5,
+        minima=x_0.flatten(2).amin(2),
+        maxima=x_0.flatten(2).amax(2),
     )
 
 
@@ -77,18 +92,37 @@ def band_monitors(figures: Mapping[str, Tensor], t: Times, *, steps: int) -> dic
     figures : name → (batch,), detached.
     steps : T of the schedule; decile i holds i T / 10 - 1 < t <= (i + 1) T / 10 - 1.
     """
-    band = ((t + 1) * (BANDS / steps)).ceil().long().sub(1).clamp(0, BANDS - 1)
     columns = torch.stack([*figures.values(), torch.ones_like(t)])
-    sums = torch.zeros((len(columns), BANDS), dtype=columns.dtype, device=t.device).index_add(1, band, columns)
-    *totals, counts = (row.unbind() for row in sums.unbind())
+    sums = torch.zeros((len(columns), BANDS), dtype=columns.dtype, device=t.device)
+    *totals, counts = (row.unbind() for row in sums.index_add(1, _band(t, steps), columns).unbind())
     named = zip(figures, totals, strict=True)
     return {f"{name}/t{i}": (row[i], counts[i]) for name, row in named for i in range(BANDS)}
 
 
-def channel_extrema(figures: RangeFigures) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return `x_0/min/c0` … and `x_0/max/c0` …, one per channel of the store."""
-    minima = {f"x_0/min/c{i}": value for i, value in enumerate(figures.minima.unbind())}
-    return minima, {f"x_0/max/c{i}": value for i, value in enumerate(figures.maxima.unbind())}
+def _band(t: Times, steps: int) -> Tensor:
+    return ((t + 1) * (BANDS / steps)).ceil().long().sub(1).clamp(0, BANDS - 1)
+
+
+def range_monitors(figures: RangeFigures, t: Times, *, steps: int) -> Watched:
+    """Return the spread of image and noise by decile of t, by channel (the extrema), and by both, without waiting for the device.
+
+    `x_0/outside/t3` and `epsilon/std/t3` are of a decile, `x_0/min/c1` and `x_0/max/c1` of a channel of the store, and
+    `x_0/outside/t3/c1`, `epsilon/std/t3/c1`, `x_0/min/t3/c1`, `x_0/max/t3/c1` of one channel in one decile, kept as grids.
+    """
+    overall = {
+        "x_0/outside": figures.outside.mean(1),
+        "epsilon/std": figures.epsilon_std.square().mean(1).sqrt(),
+    }
+    means = band_monitors(overall, t, steps=steps)
+    inside = _band(t, steps)[:, None] == torch.arange(BANDS, device=t.device)  # (batch, band)
+    counts = inside.sum(0).to(t.dtype)[:, None].expand(-1, figures.outside.shape[1])
+    for name, values in (("x_0/outside", figures.outside), ("epsilon/std", figures.epsilon_std)):
+        means[f"{name}/t{{}}/c{{}}"] = (torch.where(inside[:, :, None], values[:, None], 0).sum(0), counts)
+    minima = {f"x_0/min/c{i}": value for i, value in enumerate(figures.minima.amin(0).unbind())}
+    maxima = {f"x_0/max/c{i}": value for i, value in enumerate(figures.maxima.amax(0).unbind())}
+    minima["x_0/min/t{}/c{}"] = torch.where(inside[:, :, None], figures.minima[:, None], torch.inf).amin(0)
+    maxima["x_0/max/t{}/c{}"] = torch.where(inside[:, :, None], figures.maxima[:, None], -torch.inf).amax(0)
+    return Watched(means, minima, maxima)
 
 
 def range_warning(values: Mapping[str, float]) -> str | None:
@@ -103,7 +137,7 @@ def range_warning(values: Mapping[str, float]) -> str | None:
         return (
             f"{100 * share:.1f} % of the predicted image lies outside [-1, 1] at t < 0.2 T (expected below 5 %): intensities that no "
             "cell has, which samples show as over-exposure. Lower training.learning_rate or train longer; if it stays, use "
-            "schedule.prediction=v. x_0/min and x_0/max name the channel."
+            "schedule.prediction=v. x_0/outside/t0/c0 … tell the channels apart."
         )
     noisy = values.get(f"x_0/outside/t{_NOISY_BAND}", 0.0)
     if noisy > _MOST_OUTSIDE_OF_NOISE:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cellbridge.diffusion.monitors import band_monitors, channel_extrema, loss_figures, range_figures
+from cellbridge.diffusion.monitors import band_monitors, loss_figures, range_figures, range_monitors
 from cellbridge.diffusion.prediction import Prediction, target
 from cellbridge.diffusion.schedule import Schedule
 from cellbridge.typing import Images, Labels, Times
@@ -20,8 +20,8 @@ class DiffusionLoss:
     ----------
     loss : scalar to differentiate: the mean over images of weight times loss.
     per_image : (batch,), without the weights.
-    monitors : name → (sum, count), detached scalars; a monitor's value is the ratio of the sums over steps.
-    minima, maxima : name → detached scalar, of the predicted image by channel.
+    monitors : name → (sum, count), detached, single or grids; a monitor's value is the ratio of the sums over steps.
+    minima, maxima : name → detached, of the predicted image by channel, and by decile of t and channel.
     """
 
     loss: Tensor
@@ -82,6 +82,6 @@ def squared_error_loss(
     per_image = (output - wanted).square().flatten(1).mean(1)
     loss = per_image.mean() if weights is None else (weights * per_image).mean()
     ranges = range_figures(prediction, output.detach(), x_t, alpha=alpha, sigma=sigma)
-    figures = loss_figures(per_image.detach()) | {"x_0/outside": ranges.outside, "epsilon/std": ranges.epsilon_std}
-    minima, maxima = channel_extrema(ranges)
-    return DiffusionLoss(loss, per_image, band_monitors(figures, t, steps=schedule.steps), minima, maxima)
+    losses = band_monitors(loss_figures(per_image.detach()), t, steps=schedule.steps)
+    watched = range_monitors(ranges, t, steps=schedule.steps)
+    return DiffusionLoss(loss, per_image, losses | watched.means, watched.minima, watched.maxima)

@@ -15,6 +15,8 @@ Reduce = Callable[[Tensor], Tensor]
 class Tally:
     """Figures by name; those of a micro-batch are combined with those held in one step for all names.
 
+    A name stands for one figure, or for a grid of them: then it has two places, `{}`, which the row's and the column's number take.
+
     Parameters
     ----------
     combine : (held, new) → held, elementwise.
@@ -30,9 +32,17 @@ class Tally:
         """Hold nothing."""
         self._names: list[str] = []
         self._held: Tensor | None = None
+        self._grids: dict[str, Tensor] = {}
 
     def add(self, new: Mapping[str, Sequence[Tensor]]) -> None:
-        """Combine with what is held; by name, `width` 0-dimensional tensors of one device."""
+        """Combine with what is held; by name, `width` tensors of one device, 0-dimensional or (row, column)."""
+        self._add_single({name: tensors for name, tensors in new.items() if tensors[0].ndim == 0})
+        for name, tensors in new.items():
+            if tensors[0].ndim:
+                grid = torch.stack([tensor.detach().float() for tensor in tensors])
+                self._grids[name] = self._combine(self._grids[name], grid) if name in self._grids else grid
+
+    def _add_single(self, new: Mapping[str, Sequence[Tensor]]) -> None:
         if not new:
             return
         names = self._names + [name for name in new if name not in self._names]
@@ -44,18 +54,25 @@ class Tally:
         self._names, self._held = names, rows
 
     def read(self, reduce: Reduce) -> dict[str, list[float]]:
-        """Return each name's figures, combined over processes; waits for the device."""
-        return {} if self._held is None else dict(zip(self._names, reduce(self._held).tolist(), strict=True))
+        """Return each figure's `width` numbers by its own name, combined over processes; waits for the device."""
+        found = {} if self._held is None else dict(zip(self._names, reduce(self._held).tolist(), strict=True))
+        for name, grid in self._grids.items():
+            for row, figures in enumerate(reduce(grid).permute(1, 2, 0).tolist()):
+                found |= {name.format(row, column): numbers for column, numbers in enumerate(figures)}
+        return found
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Return each name's figures, (width,), under the prefixed name."""
-        return {} if self._held is None else dict(zip([prefix + name for name in self._names], self._held, strict=True))
+        """Return each name's figures, (width,) or (width, row, column), under the prefixed name."""
+        rows = {} if self._held is None else dict(zip(self._names, self._held, strict=True))
+        return {prefix + name: tensor for name, tensor in (rows | self._grids).items()}
 
     def load(self, tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> None:
         """Hold what `tensors` returned, in its order or any other."""
         found = {name.removeprefix(prefix): row.to(device) for name, row in tensors.items() if name.startswith(prefix)}
-        self._names = list(found)
-        self._held = torch.stack(list(found.values())) if found else None
+        rows = {name: row for name, row in found.items() if row.ndim == 1}
+        self._names = list(rows)
+        self._held = torch.stack(list(rows.values())) if rows else None
+        self._grids = {name: grid for name, grid in found.items() if grid.ndim > 1}
 
 
 class Window:
@@ -82,7 +99,7 @@ class Window:
         minima: Mapping[str, Tensor] | None = None,
         maxima: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Add one micro-batch's (sum, count) pairs, smallest and largest values, by name."""
+        """Add one micro-batch's (sum, count) pairs, smallest and largest values, by name; a grid's extrema may be infinite where it is empty."""
         self._sums.add(means)
         self._minima.add({name: (value,) for name, value in (minima or {}).items()})
         self._maxima.add({name: (value,) for name, value in (maxima or {}).items()})
@@ -116,7 +133,9 @@ class Window:
         sums, maxima = self._sums.read(total), self._maxima.read(largest)
         minima = self._minima.read(lambda values: -largest(-values))
         means = {name: value / count for name, (value, count) in sums.items() if count > 0}
-        return {"loss": loss, "gradient_norm": norm} | means | {n: v for n, (v,) in (minima | maxima).items()}
+        lowest = {name: value for name, (value,) in minima.items() if value < math.inf}
+        highest = {name: value for name, (value,) in maxima.items() if value > -math.inf}
+        return {"loss": loss, "gradient_norm": norm} | means | lowest | highest
 
     def reset(self) -> None:
         """Begin a new window."""

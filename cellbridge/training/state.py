@@ -29,8 +29,8 @@ class LossOutput:
     Parameters
     ----------
     loss : 0-dimensional, the mean over the micro-batch.
-    monitors : name → (sum, count), both 0-dimensional on the device; logged as sum over count since the last log step.
-    minima, maxima : name → 0-dimensional, on the device; logged as the smallest and the largest since the last log step.
+    monitors : name → (sum, count), both on the device, 0-dimensional or grids (row, column) whose name has two places `{}`; logged as sum over count since the last log step.
+    minima, maxima : name → on the device, 0-dimensional or grids, too; logged as the smallest and the largest since the last log step.
     """
 
     loss: Tensor

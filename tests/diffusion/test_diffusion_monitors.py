@@ -7,11 +7,19 @@ import torch
 from gaussian_oracle import GaussianDenoiser
 from torch import nn
 
-from cellbridge.diffusion.monitors import BANDS, band_monitors, loss_figures, range_figures, range_warning
+from cellbridge.diffusion.monitors import (
+    BANDS,
+    band_monitors,
+    loss_figures,
+    range_figures,
+    range_monitors,
+    range_warning,
+)
 from cellbridge.diffusion.objective import diffusion_loss
 from cellbridge.diffusion.prediction import target
 from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.diffusion.timesteps import training_draw
+from cellbridge.training.monitors import Window
 
 MEAN, STD = 0.2, 0.6
 SCHEDULE = make_schedule("cosine", 1000)
@@ -69,10 +77,37 @@ def test_extrema_are_those_of_the_image_by_channel(prediction):
     alpha, sigma = SCHEDULE.coefficients(torch.linspace(-0.5, 900, 6, dtype=torch.float64), x_0)
     output = target(prediction, x_0, epsilon, alpha=alpha, sigma=sigma)
     found = range_figures(prediction, output, alpha * x_0 + sigma * epsilon, alpha=alpha, sigma=sigma)
-    assert torch.allclose(found.minima, x_0.amin((0, 2, 3)))
-    assert torch.allclose(found.maxima, x_0.amax((0, 2, 3)))
-    assert torch.allclose(found.outside, (x_0.abs() > 1).double().mean((1, 2, 3)))
-    assert torch.allclose(found.epsilon_std, epsilon.square().mean((1, 2, 3)).sqrt())
+    assert torch.allclose(found.minima, x_0.amin((2, 3)))
+    assert torch.allclose(found.maxima, x_0.amax((2, 3)))
+    assert torch.allclose(found.outside, (x_0.abs() > 1).double().mean((2, 3)))
+    assert torch.allclose(found.epsilon_std, epsilon.square().mean((2, 3)).sqrt())
+
+
+def test_range_is_watched_by_decile_by_channel_and_by_both():
+    generator = torch.Generator().manual_seed(2)
+    x_0, epsilon = torch.randn(2, 40, 3, 4, 4, generator=generator, dtype=torch.float64)
+    t = torch.linspace(-0.5, 880, 40, dtype=torch.float64)  # nothing in the last decile
+    alpha, sigma = SCHEDULE.coefficients(t, x_0)
+    output = target("v", x_0, epsilon, alpha=alpha, sigma=sigma)
+    ranges = range_figures("v", output, alpha * x_0 + sigma * epsilon, alpha=alpha, sigma=sigma)
+    watched = range_monitors(ranges, t, steps=SCHEDULE.steps)
+    window = Window(1, torch.device("cpu"))
+    for _ in range(2):
+        window.add_monitors(watched.means, minima=watched.minima, maxima=watched.maxima)
+    window.close_step(torch.tensor(0.0), torch.tensor(0.0))
+    values = window.values(lambda same: same, lambda same: same)
+    for band in range(BANDS):
+        rows = torch.ceil((t + 1) / 100).sub(1).clamp(0, BANDS - 1) == band
+        for channel in range(3):
+            own, noise = x_0[rows, channel], epsilon[rows, channel]
+            names = [f"{name}/t{band}/c{channel}" for name in ("x_0/outside", "epsilon/std", "x_0/min", "x_0/max")]
+            if not rows.any():
+                assert not set(names) & set(values)
+                continue
+            wanted = (own.abs() > 1).double().mean(), noise.square().mean((1, 2)).sqrt().mean(), own.min(), own.max()
+            assert [values[name] for name in names] == pytest.approx([float(value) for value in wanted], rel=1e-5)
+    assert [values[f"x_0/max/c{i}"] for i in range(3)] == pytest.approx(x_0.amax((0, 2, 3)).tolist())
+    assert values["x_0/outside/t4"] == pytest.approx(sum(values[f"x_0/outside/t4/c{i}"] for i in range(3)) / 3)
 
 
 def test_a_small_error_of_epsilon_at_the_noisiest_step_is_seen_as_a_blow_up():
@@ -109,7 +144,7 @@ def shares_of_an_error(prediction, kind, *, size):
     alpha, sigma = schedule.coefficients(t, x_0)
     x_0, x_t = 0.3 * x_0, alpha * 0.3 * x_0 + sigma * epsilon
     output = target(prediction, x_0, epsilon, alpha=alpha, sigma=sigma) + size * error
-    outside = range_figures(prediction, output, x_t, alpha=alpha, sigma=sigma).outside
+    outside = range_figures(prediction, output, x_t, alpha=alpha, sigma=sigma).outside.mean(1)
     names = band_monitors({"x_0/outside": outside}, t, steps=1000)
     return {name: (total / number).item() for name, (total, number) in names.items()}
 

@@ -50,6 +50,21 @@ def test_names_may_come_late_stay_away_and_come_in_any_order():
     assert (values["late"], values["other"]) == (-5.0, 1.0)
 
 
+def test_grids_are_gathered_cell_by_cell_survive_a_checkpoint_and_leave_out_what_is_empty():
+    window = Window(4, torch.device("cpu"))
+    window.add_monitors(
+        {"share/t{}/c{}": (torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]]))},
+        minima={"low/t{}/c{}": torch.tensor([[-3.0], [math.inf]])},
+    )
+    continued = Window(4, torch.device("cpu"))
+    continued.load(window.tensors())
+    continued.add_monitors(
+        {"share/t{}/c{}": (torch.tensor([[2.0], [0.0]]), torch.tensor([[2.0], [0.0]]))},
+        minima={"low/t{}/c{}": torch.tensor([[-1.0], [math.inf]])},
+    )
+    assert {n: v for n, v in figures(continued).items() if "/" in n} == {"share/t0/c0": 0.75, "low/t0/c0": -3.0}
+
+
 def test_a_monitor_that_counted_nothing_is_not_logged():
     window = Window(4, torch.device("cpu"))
     window.add_monitors({"empty": (torch.tensor(0.0), torch.tensor(0.0))})
