@@ -10,7 +10,7 @@ from torch import Tensor
 from cellbridge.baselines.imitation import imitate
 from cellbridge.baselines.panel import TrainingCells, null_translators
 from cellbridge.conditions import Condition
-from cellbridge.data.comparison import Comparison, Rows
+from cellbridge.data.comparison import Comparison, Rows, by_name
 from cellbridge.data.store import Store
 from cellbridge.evaluation.sight import Judges, Seen, Sight
 from cellbridge.metrics.content import best_possible, channel_deviation
@@ -43,7 +43,7 @@ def arms_of(sights: Sights, comparison: Comparison, truth: Truth | None, *, seed
     Parameters
     ----------
     truth : as `truth_of` gives it.
-    seed : of the draw of training cells.
+    seed : of the draws of training cells and of cells without a condition.
     """
     reference = sights.reference
     blocks = blocks_of_rows(reference.store, comparison.sources)
@@ -52,7 +52,7 @@ def arms_of(sights: Sights, comparison: Comparison, truth: Truth | None, *, seed
         for model, rows in comparison.outputs.items()
     ]
     nulls, notes = _nulls(sights, comparison, models, blocks, seed=seed)
-    others, missing = _other_conditions(sights, comparison, blocks)
+    others, missing = _other_conditions(sights, comparison, blocks, seed=seed)
     arms = [*models, *nulls, *others]
     notes += missing
     if len(comparison.real):
@@ -78,7 +78,9 @@ def _bounds(sights: Sights, comparison: Comparison, truth: Truth | None, blocks:
     return bounds
 
 
-def _other_conditions(sights: Sights, comparison: Comparison, blocks: Blocks) -> tuple[list[Arm], list[str]]:
+def _other_conditions(
+    sights: Sights, comparison: Comparison, blocks: Blocks, *, seed: int
+) -> tuple[list[Arm], list[str]]:
     """Return what the models make of the same cells under other conditions, and under none."""
     arms, notes = [], []
     for model, rows in comparison.unchanged.items():
@@ -94,14 +96,16 @@ def _other_conditions(sights: Sights, comparison: Comparison, blocks: Blocks) ->
     if sights.unconditional is None:
         notes.append("unconditional: not computed: no store of cells without a condition was given (unconditional).")
     else:
-        rows = _unconditional_rows(sights.unconditional.store, len(comparison.sources))
+        everything = np.arange(sights.unconditional.store.info.n_cells)
+        rows = drawn_rows(sights.unconditional.store, everything, seed=seed)[: len(comparison.sources)]
         of_rows = blocks_of_rows(sights.unconditional.store, rows)
         arms.append(_arm("unconditional", "unconditional", "null", sights.unconditional, rows, of_rows, paired=False))
     return arms, notes
 
 
-def _unconditional_rows(store: Store, n: int) -> Rows:
-    return np.arange(min(n, store.info.n_cells), dtype=np.int64)
+def drawn_rows(store: Store, rows: Rows, *, seed: int) -> Rows:
+    """Return rows in an order drawn by lot that does not depend on how the store lies, so that the first of them are a sample of all."""
+    return np.random.default_rng([seed, 15]).permutation(by_name(store, rows))
 
 
 def _arm(key: str, name: str, kind: Kind, sight: Sight, rows: Rows, blocks: Blocks, *, paired: bool = True) -> Arm:

@@ -11,7 +11,7 @@ import torch
 
 from cellbridge.data.comparison import Rows
 from cellbridge.data.store import Store, StoreInfo
-from cellbridge.evaluation.arms import draws_of
+from cellbridge.evaluation.arms import blocks_of_rows, drawn_rows, draws_of
 from cellbridge.evaluation.sections import Column, Section, absent, share, table
 from cellbridge.evaluation.sight import Sight
 from cellbridge.evaluation.target import Target
@@ -76,19 +76,22 @@ def _own(target: Target, arm: Arm) -> Arm:
 
 
 def _generated(target: Target, sight: Sight) -> Arm | None:
-    """Return the cells of a store that show the target, each an independent draw; None where it has none."""
-    rows = _rows(sight.store, target.comparison.target)
+    """Return the cells of a store that show the target, each an independent draw unless it was made from a cell; None where it has none."""
+    rows = _rows(sight.store, target.comparison.target, seed=target.draws.seed)
     if len(rows) == 0:
         return None
     seen = sight.seen(rows)
     name = f"{origin_of(sight.store.info)}: {sight.store.info.path.name}"
-    blocks = Blocks(np.arange(len(rows)), "cells (independent draws)")
+    made_from_cells = "Metadata_SourceCell" in sight.store.obs
+    independent = Blocks(np.arange(len(rows)), "cells (independent draws)")
+    blocks = blocks_of_rows(sight.store, rows) if made_from_cells else independent
     key = f"generated:{sight.store.info.path.name}"
     return Arm(key, name, "null", _none(seen.logits), seen.features, seen.logits, blocks, False)
 
 
-def _rows(store: Store, condition: str) -> Rows:
-    return np.flatnonzero(store.condition_names == condition).astype(np.int64)
+def _rows(store: Store, condition: str, *, seed: int) -> Rows:
+    """Return the cells of a condition in an order drawn by lot: distances take as many of the first as they need."""
+    return drawn_rows(store, np.flatnonzero(store.condition_names == condition), seed=seed)
 
 
 def _none(logits: np.ndarray) -> torch.Tensor:
