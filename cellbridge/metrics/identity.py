@@ -1,13 +1,22 @@
 """Is it still this cell? Whether an output finds its own source again, what moving the cells costs, and what a way there and back leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellbridge.metrics.content import cell_squared_error
-from cellbridge.metrics.intervals import LEVEL, Blocks, Estimate, bootstrap, percentile_interval, resampled_means, share
+from cellbridge.metrics.intervals import (
+    LEVEL,
+    Blocks,
+    Estimate,
+    bootstrap,
+    percentile_interval,
+    resampled_means,
+    share,
+    student_mean,
+)
 
 Floats = NDArray[np.floating]
 PIXELS = 16
@@ -107,7 +116,7 @@ def identity_retrieval(
         top_1=_share(first, blocks, level=level, **settings),
         chance=float(chance.mean()),
         median_rank=median(rank, blocks, level=level, **settings),
-        auc=bootstrap(auc, lambda means: means[:, 0], blocks, level=level, **settings),
+        auc=_within_one(student_mean(auc, blocks, level=level)),
         gallery=float(gallery.mean()),
         ranks=rank,
     )
@@ -300,6 +309,12 @@ def _share(values: Floats, blocks: Blocks, *, resamples: int, seed: int, level: 
     if np.isin(values, (0.0, 1.0)).all():
         return share(values > 0.5, blocks, level=level, **settings)
     return bootstrap(values, lambda means: means[:, 0], blocks, level=level, **settings)
+
+
+def _within_one(found: Estimate) -> Estimate:
+    """Cut an interval to [0, 1]."""
+    low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (found.low, found.high))
+    return replace(found, low=low, high=high)
 
 
 def _partners(plates: NDArray[Any], *, seed: int) -> NDArray[np.int64]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellbridge.metrics import classification, content
+from cellbridge.metrics.contrasts import paired_difference
 from cellbridge.metrics.fid import Distances, distances, gap_closed
-from cellbridge.metrics.intervals import Blocks, Estimate, bootstrap, ratio, share
+from cellbridge.metrics.intervals import Blocks, Estimate, ratio, share
 
 Kind = Literal["model", "null", "real", "bound"]
 """A method under judgement; what it must beat; real cells of the target; the truth and the best that can be known of it."""
@@ -215,21 +216,15 @@ def _hit_columns(arms: Sequence[Arm], judge: Judge) -> dict[str, dict[str, Any]]
             others = [other.key for other in arms if other.paired and _compared(arm, other)]
             for name, values in (("hit_against", hits), ("odds_against", odds)):
                 columns[arm.key][name] = {
-                    key: _above(values[arm.key], values[key], arm.blocks, judge).to_dict() for key in others
+                    key: paired_difference(values[arm.key], values[key], arm.blocks).to_dict() for key in others
                 }
     return columns
-
-
-def _above(values: NDArray[Any], others: NDArray[Any], blocks: Blocks, judge: Judge) -> Estimate:
-    """Estimate how far a value per cell lies above another arm's value of the same cells, on average."""
-    difference = values.astype(float) - others
-    return bootstrap(difference, lambda means: means[:, 0], blocks, resamples=judge.resamples, seed=judge.seed)
 
 
 def _seen_as_control(arm: Arm, other: Arm, judge: Judge) -> Estimate:
     """Estimate how much more often outputs are taken for the control than another arm's outputs of the same cells."""
     own, others = (classification.target_hits(part.logits, judge.control) for part in (arm, other))
-    return _above(own, others, arm.blocks, judge)
+    return paired_difference(own, others, arm.blocks)
 
 
 def _error_columns(arms: Sequence[Arm], truth: Truth, judge: Judge) -> dict[str, dict[str, Any]]:
@@ -271,9 +266,7 @@ def _error_entries(
         entries["score"] = (
             found.to_dict() if usable else {"not_computed": "copying is as good as the best possible here"}
         )
-    entries["against"] = {
-        other: content.difference(errors[key], errors[other], blocks, **settings).to_dict() for other in others
-    }
+    entries["against"] = {other: content.difference(errors[key], errors[other], blocks).to_dict() for other in others}
     return entries
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from cellbridge.metrics import content
 from cellbridge.metrics.intervals import Blocks
@@ -55,7 +56,26 @@ def test_score_is_zero_at_the_floor_and_one_for_a_copy(world):
     assert content.score(identity, floor, identity, blocks, **settings).value == 1
     worse = content.score(identity * 1.5, floor, identity, blocks, **settings)
     assert worse.low > 1
-    assert content.difference(floor, identity, blocks, **settings).high < 0
+    assert content.difference(floor, identity, blocks).high < 0
+
+
+def test_the_difference_of_pooled_errors_holds_its_level_at_four_wells():
+    """Two models of equal error: a verdict that one of them is nearer to the truth would be wrong."""
+    rng, wells, covered, draws = np.random.default_rng(1), np.repeat(np.arange(4), 10), 0, 300
+    for _ in range(draws):
+        errors, others = (np.exp(0.3 * rng.standard_normal(4)[wells] + 0.5 * rng.standard_normal(40)) for _ in range(2))
+        found = content.difference(errors, others, Blocks(wells, "wells"))
+        assert found.value == pytest.approx(np.sqrt(errors.mean()) - np.sqrt(others.mean()))
+        covered += found.low <= 0 <= found.high
+    assert covered >= binom.ppf(0.0005, draws, 0.95)
+
+
+def test_the_truth_itself_has_a_difference_and_one_site_has_no_interval():
+    errors = np.arange(1.0, 9.0)
+    found = content.difference(np.zeros(8), errors, Blocks(np.arange(8) // 2, "wells"))
+    assert found.low < found.value == -np.sqrt(errors.mean()) < found.high < 0
+    alone = content.difference(np.zeros(8), errors, Blocks(np.zeros(8, int), "none (one site)"))
+    assert (alone.value, alone.low, alone.high) == (found.value, None, None)
 
 
 def test_pooled_error_is_no_mean_of_errors(world):

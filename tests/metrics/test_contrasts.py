@@ -89,3 +89,31 @@ def test_the_order_of_the_cells_changes_nothing():
     values, codes, order = rng.standard_normal(30), rng.integers(0, 5, 30), rng.permutation(30)
     found = [intervals.student_mean(values[o], Blocks(codes[o], "wells")) for o in (np.arange(30), order)]
     assert found[0].low == pytest.approx(found[1].low, abs=1e-12)
+
+
+def test_with_one_cell_per_block_a_paired_difference_is_the_paired_t_interval_as_scipy_has_it():
+    rng = np.random.default_rng(4)
+    values, others = rng.standard_normal(11) + 1, rng.standard_normal(11)
+    found = contrasts.paired_difference(values, others, _alone(11))
+    expected = stats.ttest_rel(values, others).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_one_hit_more_in_each_of_three_wells_beats_nothing():
+    values, wells = np.tile(np.arange(16) == 0, 3).astype(float), Blocks(np.repeat(np.arange(3), 16), "wells")
+    assert intervals.student_mean(values, wells).low > 0
+    found = contrasts.paired_difference(values, np.zeros(48), wells)
+    assert (found.low < 0 < found.value, found.resampled) == (True, "wells")
+
+
+def test_a_paired_difference_holds_its_level_at_four_wells_and_the_percentiles_do_not():
+    rng, wells = np.random.default_rng(5), Blocks(np.repeat(np.arange(4), 12), "wells")
+    seen, draws = {"student": 0, "percentile": 0}, 400
+    for _ in range(draws):
+        share = np.clip(0.3 + 0.1 * rng.standard_normal(4), 0, 1)[wells.codes]
+        values, others = (rng.random(48) < share).astype(float), (rng.random(48) < 0.3).astype(float)
+        seen["student"] += _covers(contrasts.paired_difference(values, others, wells), 0)
+        found = intervals.bootstrap(values - others, lambda m: m[:, 0], wells, resamples=200, seed=0)
+        seen["percentile"] += _covers(found, 0)
+    assert seen["student"] >= stats.binom.ppf(0.0005, draws, 0.95)
+    assert seen["percentile"] < stats.binom.ppf(0.0005, draws, 0.95)
