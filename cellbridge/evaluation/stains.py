@@ -7,12 +7,13 @@ from cellbridge.evaluation.target import Part, Target, images_of
 from cellbridge.metrics.channels import ChannelEvidence, Stained, channel_evidence
 
 _ABOUT = (
-    "Empty: share of outputs with less structure in this stain than nearly all real cells. Alike: more like another output than nearly all pairs of "
-    "real cells. Seen as: the stain that most outputs are taken for. Slope: of the effect on this stain; 0 is a copy, 1 the right size. "
-    "Intervals hold for all stains together."
+    "Empty: share of outputs with less structure in this stain than nearly all real cells. Noisy: with more of what smoothing by one pixel takes "
+    "away. Alike: more like another output than nearly all pairs of real cells. Seen as: the stain that most outputs are taken for. "
+    "Slope: of the effect on this stain; 0 is a copy, 1 the right size. Intervals hold for all stains together."
 )
 _COLUMNS = (
     share("empty", "empty"),
+    share("noisy", "noisy"),
     share("repeated", "alike"),
     Column("seen_as", "seen as"),
     share("seen", "share"),
@@ -66,6 +67,6 @@ def _cells(found: ChannelEvidence) -> dict[str, Any]:
         "changes": "yes" if found.changes else "not seen",
         "words": "; ".join(found.findings) or "carries its part",
     }
-    cells = {name: getattr(found, name) for name in ("empty", "repeated", "seen", "own_real")}
+    cells = {name: getattr(found, name) for name in ("empty", "noisy", "repeated", "seen", "own_real")}
     effect = {"slope": found.effect.slope, "cosine": found.effect.cosine} if found.changes else {}
     return cells | effect | {name: {"text": text} for name, text in words.items()}

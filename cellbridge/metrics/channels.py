@@ -33,6 +33,9 @@ DESCRIPTORS = (
 )
 """What a channel of a cell is described by: intensities, correlation of pixels 1, 2 and 4 px apart, mean radius and spread of the signal."""
 
+NOISY = "noisier than nearly all real cells"
+_AGAINST_REAL = ("outputs", "real", "control")
+
 
 @dataclass(frozen=True)
 class Stained:
@@ -50,6 +53,7 @@ class ChannelEvidence:
     Parameters
     ----------
     empty : share of outputs with less structure than all but 5 % of real cells have in this channel.
+    noisy : share of outputs whose grain, what smoothing by one pixel takes away, is stronger than in all but 5 % of real cells.
     repeated : share of outputs that are more like another output than all but 5 % of real pairs of cells are.
     changes : whether the real compound changes this channel at all.
     effect : how the effect on this channel agrees with the real one; a slope of 0 is a copy, of 1 the right size.
@@ -61,6 +65,7 @@ class ChannelEvidence:
 
     channel: str
     empty: Estimate
+    noisy: Estimate
     repeated: Estimate
     changes: bool
     effect: Agreement
@@ -73,7 +78,7 @@ class ChannelEvidence:
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {"channel": self.channel, "changes": self.changes, "effect": self.effect.to_dict()}
-        for name in ("empty", "repeated", "seen", "own_real"):
+        for name in ("empty", "noisy", "repeated", "seen", "own_real"):
             found[name] = getattr(self, name).to_dict()
         twinned = {"not_computed": "one channel only"} if self.twinned is None else self.twinned.to_dict()
         words = {"seen_as": self.seen_as, "twin": self.twin, "findings": list(self.findings)}
@@ -101,6 +106,7 @@ def channel_evidence(
     """
     arms = {"outputs": outputs, "sources": sources, "real": real, "control": control}
     smooth = {name: _smoothed(part.images) for name, part in arms.items()}
+    grain = {name: (part.images - smooth[name]).std(axis=(2, 3)) for name, part in arms.items()}
     described = {name: descriptors(part) for name, part in smooth.items()}
     stains = _stains(described, real.blocks, seed=seed)
     settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
@@ -118,6 +124,7 @@ def channel_evidence(
         found = ChannelEvidence(
             channel=channels[index],
             empty=looks.share(looks.empty(), **settings),
+            noisy=looks.share(_beyond(*(grain[name][:, index] for name in _AGAINST_REAL)), **settings),
             repeated=looks.share(looks.repeated(seed=seed), **settings),
             changes=changes,
             effect=effect,
@@ -171,6 +178,8 @@ def _words(found: ChannelEvidence, *, stain: bool, second_hand: bool) -> tuple[s
     """
     if _above(found.empty, 0.5):
         return ("dropped: most outputs have less structure here than real cells",)
+    if _above(found.noisy, 0.5):
+        return (NOISY,)
     words = []
     if _above(found.repeated, 0.5):
         words.append("the same in all cells")

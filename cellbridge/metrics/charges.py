@@ -10,7 +10,8 @@ from cellbridge.metrics.findings import Case, Finding, listed, number, percent
 
 UNCHANGED = "does not change as real cells do"
 _ALIKE = "the same in all cells"
-"""What `channels` says of a stain that is there, but is left as it was, and of one that is one picture for all cells."""
+_NOISY = "noisier than nearly all real cells"
+"""What `channels` says of a stain that is there, but is left as it was; of one that is one picture for all cells; and of one that is mostly noise."""
 
 
 def memoriser(case: Case) -> Finding | None:
@@ -65,20 +66,28 @@ _GAINS = {"hits": "share of target hits", "error": "squared error"}
 
 
 def channels(case: Case) -> list[Finding]:
-    """Name each stain that is missing, another one or the same in all cells, and each that does not change as real cells do."""
+    """Name each stain that is missing, noisy, another one or the same in all cells, and each that does not change as real cells do."""
     missing: list[Mapping[str, Any]] = []
     replaced: list[Mapping[str, Any]] = []
+    noisy: list[Mapping[str, Any]] = []
     unchanged: list[Mapping[str, Any]] = []
     for part in case.evidence.get("channels") or []:
         words = part["findings"]
         gone = any(word.startswith("dropped") or word == _ALIKE for word in words)
-        (missing if gone else unchanged if words == [UNCHANGED] else replaced if words else []).append(part)
+        lot = unchanged if words == [UNCHANGED] else noisy if _NOISY in words else replaced if words else []
+        (missing if gone else lot).append(part)
     found = []
-    for key, parts in (("channels", missing), ("stains_replaced", replaced)):
+    for key, measure, parts in (
+        ("channels", "empty", missing),
+        ("stains_noisy", "noisy", noisy),
+        ("stains_replaced", "seen", replaced),
+    ):
         if parts:
-            name = " and ".join(dict.fromkeys(_of_stain(part) for part in parts))
+            stains = ", ".join(part["channel"] for part in parts)
+            each = " and ".join(dict.fromkeys(_of_stain(part) for part in parts))
+            name = f"adds noise to {stains}" if parts is noisy else each
             text = "Stain by stain: " + "; ".join(f"{part['channel']} {', '.join(part['findings'])}" for part in parts)
-            numbers = {part["channel"]: part["empty"] if key == "channels" else part["seen"] for part in parts}
+            numbers = {part["channel"]: part[measure] for part in parts}
             found.append(Finding(key, name, "against", f"{text}.", numbers))
     if unchanged:
         stains = ", ".join(part["channel"] for part in unchanged)

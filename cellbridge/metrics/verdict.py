@@ -5,7 +5,7 @@ target either, and one that is deaf to its condition does not look like most of 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cellbridge.metrics import charges, findings
@@ -19,6 +19,7 @@ _ORDER = (
     "plates",
     "memoriser",
     "intensity_shift",
+    "stains_noisy",
     "stains_replaced",
     "condition_ignored",
     "smoothing",
@@ -89,9 +90,9 @@ def judge(
     if _without_interval(case.model):
         return Verdict("no interval", (_bare_numbers(case),), None)
     found = _found(case)
-    against = {finding.key: finding for finding in found if finding.state == "against"}
     if "cell_by_cell" in {finding.key for finding in found if finding.state == "for"}:
-        against = {name: finding for name, finding in against.items() if name not in _EXPLAINED_AWAY}
+        found = [replace(one, state="open") if one.key in _EXPLAINED_AWAY else one for one in found]
+    against = {finding.key: finding for finding in found if finding.state == "against"}
     ordered = tuple(sorted(found, key=lambda finding: _place(finding, against)))
     if against:
         worst = min(against, key=_ORDER.index)

@@ -63,6 +63,21 @@ def test_a_dropped_channel_is_named(world, fill):
     assert found["DNA"][0].startswith("dropped")
 
 
+def test_noise_on_a_channel_is_named_and_noise_that_real_cells_have_is_not(world):
+    images = world["counterfactual"].images
+    noise = np.random.default_rng(1).standard_normal(images[:, 1].shape).astype(np.float32)
+    grain = (images - metric._smoothed(images)).std(axis=(2, 3))[:, 1]
+
+    def add(images):
+        images[:, 1] += 3 * grain.mean() * noise
+
+    noisy = judged(world, changed(world, add))
+    assert {part.channel: part.findings for part in noisy if part.findings} == {"ER": (metric.NOISY,)}
+    assert noisy[1].noisy.low > 0.5
+    for honest in (images, world["real"].images):
+        assert all(part.noisy.value < 0.2 for part in judged(world, honest))
+
+
 def test_one_image_for_all_cells_is_named(world):
     def average(images):
         images[:, 2] = images[:, 2].mean(axis=0) * 1.0 + 0.2 * images[0, 2]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cellbridge.metrics import channels
 from cellbridge.metrics.table import text_table
 from cellbridge.metrics.verdict import judge
 
@@ -146,6 +147,7 @@ def _stain(channel, *words):
         "channel": channel,
         "findings": list(words),
         "empty": _estimate(0.9),
+        "noisy": _estimate(0.9),
         "seen": _estimate(0.9),
         "effect": {"slope": _estimate(0)},
     }
@@ -165,6 +167,10 @@ RETRIEVED = {"top_1": _estimate(0.02), "chance": 0.01}
             "works on plate P1 only",
         ),
         ({"channels": [_stain("DNA", "dropped: most outputs have less"), _stain("ER")]}, "drops the DNA channel"),
+        (
+            {"channels": [_stain("ER", channels.NOISY), _stain("DNA", channels.NOISY)]},
+            "adds noise to ER, DNA",
+        ),
         ({"channels": [_stain("ER", "replaced: most outputs look like DNA")]}, "shows another stain as ER"),
         ({"channels": [_stain("ER", "does not change as real cells do")]}, "does not change ER as real cells do"),
         (
@@ -225,6 +231,13 @@ def test_a_condition_is_used_where_it_gains_hits_or_log_odds(hits, odds, used):
     verdict = _judged(_hits(0.8), _errors(0.3), shuffled=gap)
     assert (verdict.label == "does not depend on its condition") is not used
     assert any(finding.key == "condition_used" for finding in verdict.findings) is used
+
+
+def test_what_the_truth_of_each_cell_explains_away_speaks_no_longer_against_the_model():
+    verdict = _judged(_hits(0.5, shift=0.5), _errors(0.3))
+    shift = next(finding for finding in verdict.findings if finding.key == "intensity_shift")
+    assert (verdict.held_up, shift.state) == (None, "open")
+    assert "against" not in {finding.state for finding in verdict.findings}
 
 
 def test_a_source_that_is_found_again_stands_in_for_the_truth():
