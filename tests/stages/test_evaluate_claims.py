@@ -8,6 +8,7 @@ import pytest
 from known_world import HEAD, truth_images, write_classifier, write_study, write_translated
 
 from cellbridge.data.store import open_store, write_store
+from cellbridge.evaluation.arms import drawn_rows
 from cellbridge.runs import RunDir, file_sha256
 from cellbridge.stages.evaluate import Config, run
 
@@ -148,6 +149,20 @@ def test_the_order_of_cells_changes_nothing(study, tmp_path):
         for key in ("rows", "distances", "sections"):
             assert _numbers(one[key]) == pytest.approx(_numbers(other[key]), rel=1e-3, abs=1e-4, nan_ok=True)
         assert [found["label"] for found in one["verdicts"]] == [found["label"] for found in other["verdicts"]]
+
+
+def test_cells_without_a_condition_are_a_sample_of_their_store_in_whatever_order_it_lies(study, tmp_path):
+    store = open_store(study["unconditional"])
+    order = np.argsort(store.condition_names, kind="stable")
+    sorted_path = tmp_path / "sorted.zarr"
+    obs = store.obs.iloc[order].reset_index(drop=True)
+    write_store(sorted_path, obs=obs, counts=store.counts(order), intensity=store.intensity, **HEAD)
+    drawn = []
+    for found in (store, open_store(sorted_path)):
+        rows = drawn_rows(found, np.arange(found.info.n_cells), seed=0)[:24]
+        drawn.append(found.obs.index[rows].tolist())
+        assert set(found.condition_names[rows]) == {"DMSO", *TARGETS}
+    assert drawn[0] == drawn[1]
 
 
 def _numbers(found):
