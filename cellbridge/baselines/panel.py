@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cellbridge.baselines.one_change import fit_one_change
 from cellbridge.baselines.trivial import (
     ChannelAffine,
     DenoisedCopy,
@@ -42,7 +43,7 @@ def null_translators(
 
     Returns
     -------
-    translators by key ("copy", "shift", "moments", "denoised"), and for each that is missing, why.
+    translators by key ("copy", "shift", "moments", "mean_image", "denoised"), and for each that is missing, why.
     """
     nulls: dict[str, Translator] = {"copy": Identity()}
     missing: dict[str, str] = {}
@@ -53,10 +54,11 @@ def null_translators(
             moments = fit_moments(source.images, target.images, **plates)
             nulls["shift"] = ChannelAffine({condition: shift}, name="mean shift per channel")
             nulls["moments"] = ChannelAffine({condition: moments}, name="moment matching per channel")
+            nulls["mean_image"] = fit_one_change(source.images, target.images, condition=condition, **plates)
         except ConditionError as error:
-            missing["mean shift and moment matching"] = str(error)
+            missing["mean shift, moment matching and mean difference image"] = str(error)
     else:
-        missing["mean shift and moment matching"] = "no training cells of both conditions"
+        missing["mean shift, moment matching and mean difference image"] = "no training cells of both conditions"
     if len(source.images):
         nulls["denoised"] = DenoisedCopy(choose_filters(_spread(source.images)))
     else:

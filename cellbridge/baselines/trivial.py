@@ -194,6 +194,18 @@ def _apply_blind(channel: NDArray[np.floating], chosen: Filter) -> NDArray[np.fl
     return np.asarray(median_filter(channel, footprint=footprint))
 
 
+def mean_within_plates(
+    control: Tensor, target: Tensor, *, control_plates: Sequence[str], target_plates: Sequence[str]
+) -> Tensor:
+    """Return the mean over target cells (n, …) of their plate's mean minus the control's mean on that plate, over plates that hold both.
+
+    Raises
+    ------
+    ConditionError : no plate holds both.
+    """
+    return _within_plates(control, target, _shared(control_plates, target_plates))
+
+
 def _shared(control_plates: Sequence[str], target_plates: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
     """Return the rows of control and of target cells of every plate that holds both."""
     of_control, of_target = np.asarray(control_plates, dtype=object), np.asarray(target_plates, dtype=object)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cellbridge.baselines.imitation import imitate
+from cellbridge.baselines.one_change import own_change
 from cellbridge.baselines.panel import TrainingCells, null_translators
 from cellbridge.conditions import Condition
 from cellbridge.data.comparison import Comparison, Rows, by_name
@@ -196,6 +197,9 @@ def _nulls(
         imitation = imitate(batch.images, model.images, plates=batch.plates, condition=condition)
         name = f"affine imitation of {model.name}"
         arms.append(_translated(sights.judges, f"imitation:{model.key}", name, imitation, batch, condition, blocks))
+        change = own_change(batch.images, model.images, plates=batch.plates, condition=condition)
+        name = f"mean change of {model.name}, for every cell"
+        arms.append(_translated(sights.judges, f"template:{model.key}", name, change, batch, condition, blocks))
     return arms, [f"{name}: not computed: {why}." for name, why in missing.items()]
 
 

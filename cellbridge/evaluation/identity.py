@@ -43,7 +43,7 @@ def judge_identity(target: Target) -> Part:
     part = Part({})
     rows = []
     for arm in target.arms:
-        if not arm.paired or arm.key.startswith("imitation:"):
+        if not arm.paired or arm.key.startswith(("imitation:", "template:")):
             continue
         signature = pixel_signature(images_of(arm))
         found = identity_retrieval(signature, sources, plates=target.plates, blocks=arm.blocks, **target.draws.settings)

@@ -46,7 +46,9 @@ def open_judges(
     opened, missing = [standardised(own, images, name=name)], {}
     for wanted in extractors:
         try:
-            opened.append(standardised(named_extractor(wanted, reference.info.channels, device=where), images, name=name))
+            opened.append(
+                standardised(named_extractor(wanted, reference.info.channels, device=where), images, name=name)
+            )
         except ModelError as error:
             missing[wanted] = str(error)
     if inception_weights is None:

@@ -26,6 +26,7 @@ from cellbridge.evaluation.target import Part, Target, images_of
 from cellbridge.metrics.affine_share import affine_share
 from cellbridge.metrics.classification import target_hits
 from cellbridge.metrics.contrasts import share_difference
+from cellbridge.metrics.findings import NULLS
 from cellbridge.metrics.scorecard import Arm, Judge, score_target
 from cellbridge.metrics.verdict import judge
 
@@ -132,13 +133,17 @@ def _verdicts(
     return found
 
 
-def _seen(target: Target) -> dict[str, Any] | None:
-    """Return how much more often real target cells are hit than copies are: what hits can show at all."""
-    real, copy, label = target.arm("real"), target.require("copy"), target.label
+def _seen(target: Target) -> dict[str, Any]:
+    """Return how much more often real target cells are hit than each null row's: what hits can show at all."""
+    real, label = target.arm("real"), target.label
     if real is None or label is None:
-        return None
-    hits, copies = (target_hits(arm.logits, label) for arm in (real, copy))
-    return share_difference(hits, copies, (real.blocks, copy.blocks)).to_dict()
+        return {}
+    hits = target_hits(real.logits, label)
+    rows = [arm for key, _ in NULLS if (arm := target.arm(key)) is not None]
+    return {
+        arm.key: share_difference(hits, target_hits(arm.logits, label), (real.blocks, arm.blocks)).to_dict()
+        for arm in rows
+    }
 
 
 def _affine(target: Target, arm: Arm) -> dict[str, Any] | None:

@@ -51,7 +51,7 @@ class Case:
     separable : AUC estimate of real target cells against real control cells, on held-out cells; None where not known.
     evidence : what sections found of this model, as plain JSON: "identity" (`identity.Retrieval`), "memorisation", "repeats", "plates"
         (`plate_gains`, by what is gained: "hits", "error"), "channels", "affine" (`affine_share`), "shuffled" (`condition_use.ShuffledGap`),
-        "unchanged" (true where outputs are their sources), "seen" (hits among real target cells less those among copies), each where it
+        "unchanged" (true where outputs are their sources), "seen" (null row → hits among real target cells less those in it), each where it
         could be computed.
     """
 
@@ -120,7 +120,7 @@ def _mostly_affine(case: Case) -> bool:
 def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str, Any]) -> Finding:
     """Name what does as well as the model, where the classifier sees the target in real cells at all."""
     if _blind(case) and not _mostly_affine(case):
-        seen = case.evidence["seen"]
+        seen = case.evidence["seen"]["copy"]
         words = f"{text} Real cells are not seen so more often than copies are ({number(seen, digits=2)}): hits say nothing."
         return Finding(
             "unseen", f"the classifier does not see {case.target}", "open", words, {**evidence, "seen": seen}
@@ -146,6 +146,12 @@ def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str
     words = f"{text} That is not more often than in the row “{row['name']}”"
     affine = case.evidence.get("affine")
     own = case.rows.get(f"imitation:{case.key}")
+    if kind == "shift" and _blind(case, row["key"]) and not _mostly_affine(case):
+        seen = case.evidence["seen"][row["key"]]
+        words = f"{words}, but neither is it among real cells ({number(seen, digits=2)}): hits cannot tell."
+        return Finding(
+            "shift_not_excluded", "not told from an intensity shift", "open", words, {**evidence, "seen": seen}
+        )
     if kind == "shift" and affine is None and own is not None and case.model["hit_against"][own["key"]]["low"] > 0:
         words = f"{words}, but more often than in “{own['name']}”, the shift that the model could have made."
         both = {**evidence, f"above {own['name']}": case.model["hit_against"][own["key"]]}
@@ -159,9 +165,9 @@ def _explained(kind: str, row: Row, case: Case, text: str, evidence: Mapping[str
     return Finding(keys[kind], names[kind], "against", f"{words}.", evidence)
 
 
-def _blind(case: Case) -> bool:
-    """Say whether the classifier is not known to see the target in real cells more often than in copies: then low hits accuse nobody."""
-    seen = case.evidence.get("seen")
+def _blind(case: Case, row: str = "copy") -> bool:
+    """Say whether the classifier is not known to see the target in real cells more often than in a null row: then low hits accuse nobody."""
+    seen = case.evidence.get("seen", {}).get(row)
     return seen is not None and (seen["low"] is None or seen["low"] <= 0)
 
 
@@ -180,51 +186,6 @@ def _hits_in_words(case: Case, nulls: Sequence[Row]) -> str:
         times = number(relative, digits=2)
         sentences.append(f"That is {times} times as often as in real cells: the phenotype is carried in part at most.")
     return " ".join(sentences)
-
-
-def cell_by_cell(case: Case) -> Finding:
-    """Compare the error against each cell's counterfactual with that of every null row; where the truth is not known, say so."""
-    model, error = case.model, case.model.get("error")
-    if error is None:
-        return Finding("cell_by_cell", "truth per cell not known", "open", "The truth per cell is not known here.")
-    if "not_computed" in error:
-        words = f"Error per cell: not computed ({error['not_computed']})."
-        return Finding("cell_by_cell", "truth per cell not known", "open", words)
-    against = {key: model["against"][key] for key, _ in NULLS if key in model["against"]}
-    lost = [case.rows[key]["name"] for key, found in against.items() if found["high"] >= 0]
-    copy = case.rows["copy"]["error"]["value"] if "copy" in case.rows else None
-    sentence = f"Error per cell {number(error)}" + (f" against {copy:.3f} for copying" if copy is not None else "")
-    score = model.get("score", {})
-    if score.get("value") is not None:
-        sentence += f"; on the scale where 0 is the best possible and 1 is copying: {number(score, digits=2)}"
-    evidence = {"error": error, **{f"less {case.rows[key]['name']}": found for key, found in against.items()}}
-    if not lost:
-        text = f"{sentence}. It is closer to the truth than every null row."
-        return Finding("cell_by_cell", "closer to each cell's truth than every null row", "for", text, evidence)
-    worse = "copy" in against and against["copy"]["low"] > 0
-    name = "not of this cell" if worse else "no nearer to the truth than a null row"
-    text = f"{sentence}. It is not closer to the truth than: {', '.join(lost)}."
-    return Finding("not_this_cell" if worse else "not_closer", name, "against", text, evidence)
-
-
-def identity(case: Case) -> Finding:
-    """Say whether outputs find their own sources again among all sources of the plate; by chance, half of the others lie nearer."""
-    found = case.evidence.get("identity")
-    if found is None or found["auc"]["low"] is None:
-        return Finding(
-            "identity", "identity not judged", "open", "Nothing says that an output is still its own source cell."
-        )
-    auc, first = found["auc"], found["top_1"]
-    text = (
-        f"An output's own source is nearer to it than {percent(auc)} of the other sources of its plate (by chance 50\u00a0%), "
-        f"and the nearest of all in {percent(first)} (by chance {100 * found['chance']:.0f}\u00a0%)"
-    )
-    evidence = {"auc": auc, "top_1": first, "chance": {"value": found["chance"]}}
-    if auc["low"] > 0.5:
-        return Finding("identity", "keeps its cell recognisable", "for", f"{text}.", evidence)
-    return Finding(
-        "not_this_cell", "not of this cell", "against", f"{text}: no sign of the source cell is left.", evidence
-    )
 
 
 def condition_used(case: Case) -> Finding:

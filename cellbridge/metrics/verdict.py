@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cellbridge.metrics import charges, findings
+from cellbridge.metrics import cell_findings, charges, findings
 from cellbridge.metrics.findings import Case, Finding, Row, number, percent
 
 SMALL_N = 30
@@ -90,7 +90,7 @@ def judge(
     if _without_interval(case.model):
         return Verdict("no interval", (_bare_numbers(case),), None)
     found = _found(case)
-    if "cell_by_cell" in {finding.key for finding in found if finding.state == "for"}:
+    if {"cell_by_cell", "one_change"} & {f.key for f in found if f.state == "for" or f.key == "one_change"}:
         found = [replace(one, state="open") if one.key in _EXPLAINED_AWAY else one for one in found]
     against = {finding.key: finding for finding in found if finding.state == "against"}
     ordered = tuple(sorted(found, key=lambda finding: _place(finding, against)))
@@ -102,12 +102,12 @@ def judge(
 
 def _found(case: Case) -> list[Finding]:
     """Return what there is to say, in the order in which it is read."""
-    by_truth = findings.cell_by_cell(case)
+    by_truth = cell_findings.cell_by_cell(case)
     parts = [
         findings.separable(case),
         findings.phenotype(case),
         by_truth,
-        findings.identity(case) if by_truth.state == "open" else None,
+        cell_findings.identity(case) if by_truth.key == "cell_by_cell" and by_truth.state == "open" else None,
         findings.condition_used(case),
         charges.memoriser(case),
         charges.duplicates(case),
@@ -142,13 +142,16 @@ def _acquitted(case: Case, found: tuple[Finding, ...]) -> Verdict:
     states = {finding.key: finding.state for finding in found}
     if states.get("unknown") == "open":
         return Verdict(f"not judged: nothing at hand tells {case.target} from a control", found, None)
-    if "unseen" in states and states.get("cell_by_cell") != "for":
+    by_truth = states.get("cell_by_cell") == "for" or "one_change" in states
+    if "unseen" in states and not by_truth:
         return Verdict("the classifier cannot tell the target from the control", found, None)
-    if "shift_not_excluded" in states and states.get("cell_by_cell") != "for":
+    if "shift_not_excluded" in states and not by_truth:
         return Verdict("not told from an intensity shift", found, None)
     part = _part(case.model)
     what = f"a part of the phenotype ({part})" if part else "the phenotype"
-    if states.get("cell_by_cell") == "for":
+    if "one_change" in states:
+        label = f"carries {what}, closer to the truth than every null row; not told from one change for every cell"
+    elif states.get("cell_by_cell") == "for":
         label = f"carries {what}, " + ("closer to each cell's truth than every null row" if part else "cell by cell")
     elif states.get("identity") == "for":
         label = f"carries {what}, and keeps each cell recognisable"
@@ -157,7 +160,8 @@ def _acquitted(case: Case, found: tuple[Finding, ...]) -> Verdict:
     used = states.get("condition_used") == "for"
     if not used:
         label += "; whether the condition is used was not tested"
-    return Verdict(label, found, None if part or not used else True, in_part=bool(part))
+    reserved = bool(part) or not used or "one_change" in states
+    return Verdict(label, found, None if reserved else True, in_part=bool(part))
 
 
 def _without_interval(model: Row) -> bool:

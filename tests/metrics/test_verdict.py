@@ -76,6 +76,17 @@ def test_one_target_leaves_open_whether_the_condition_is_used():
     assert any("was not tested: nothing was translated to another target" in words for words in verdict.sentences)
 
 
+@pytest.mark.parametrize(
+    ("less", "held_up", "words"), [(-0.1, True, "cell by cell"), (-0.01, None, "not told from one")]
+)
+def test_what_is_no_nearer_than_its_own_mean_change_is_not_called_cell_by_cell(less, held_up, words):
+    rows = _rows(hits=_hits(0.8), errors=_errors(0.3))
+    rows[0]["against"]["template:model:m"] = _estimate(less, 0.02)
+    verdict = judge(rows, "model:m", target="taxol@1", control="DMSO", separable=None, evidence=_used(_hits(0.8)))
+    assert (verdict.held_up, words in verdict.label) == (held_up, True)
+    assert "against" not in {finding.state for finding in verdict.findings}
+
+
 @pytest.mark.parametrize("column", ["hit_against", "against"])
 def test_without_an_interval_nothing_is_judged(column):
     rows = _rows(hits=_hits(0.8), errors=_errors(0.3))
@@ -246,10 +257,22 @@ def test_a_source_that_is_found_again_stands_in_for_the_truth():
 
 
 def test_where_the_classifier_does_not_see_real_cells_nobody_is_accused_and_a_bare_copy_is_named_all_the_same():
-    blind = {"seen": _estimate(0.01)}
+    blind = {"seen": {"copy": _estimate(0.01)}}
     assert _judged(_hits(0.05, copy=0.04), **blind).label == "the classifier cannot tell the target from the control"
     by_truth = _judged(_hits(0.05, copy=0.04), _errors(0.3), **blind)
     assert by_truth.label.startswith("carries a part of the phenotype")
     assert by_truth.held_up is None
     assert _judged(_hits(0.04, copy=0.04), **blind, unchanged=True).label == "indistinguishable from DMSO"
-    assert _judged(_hits(0.05, copy=0.04), seen=_estimate(0.7)).label == "indistinguishable from DMSO"
+    assert _judged(_hits(0.05, copy=0.04), seen={"copy": _estimate(0.7)}).label == "indistinguishable from DMSO"
+
+
+def test_a_shift_that_real_cells_could_not_beat_either_accuses_nobody():
+    hits = _hits(0.5, shift=0.5)
+    weak, strong = ({"copy": _estimate(0.5), "shift": _estimate(gain)} for gain in (0.03, 0.3))
+    affine = {"value": 0.9, "low": 0.8, "high": 0.95}
+    assert (_judged(hits, seen=weak).label, _judged(hits, seen=weak).held_up) == (
+        "not told from an intensity shift",
+        None,
+    )
+    assert _judged(hits, seen=strong).label == "explained by an intensity shift"
+    assert _judged(hits, seen=weak, affine=affine).label == "explained by an intensity shift"

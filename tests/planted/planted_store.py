@@ -14,9 +14,11 @@ from planted_translators import (
     IntensityShifter,
     Memoriser,
     OnOnePlate,
+    SameForAll,
     WithoutChannel,
 )
 
+from cellbridge.baselines.one_change import OneChange, own_change
 from cellbridge.baselines.trivial import ChannelAffine, fit_mean_shift
 from cellbridge.conditions import Condition
 from cellbridge.data.store import Store, open_store, write_store
@@ -50,7 +52,16 @@ def planted_models(study: Mapping[str, Path], targets: Sequence[str], *, works_o
         "destroyer": Destroyer(known, plates),
         "one plate": OnOnePlate(honest, works_on),
         "without DNA": WithoutChannel(honest, names.index("dna")),
+        "same for all": SameForAll({target: _mean_change(reference, known[target], target) for target in targets}),
     }
+
+
+def _mean_change(reference: Store, known: Mapping[str, torch.Tensor], target: str) -> OneChange:
+    """Return the true mean change of each plate, as nobody who has to learn it could know it."""
+    rows = np.array([row for row, cell in enumerate(reference.obs.index) if cell in known])
+    outcomes = torch.stack([known[cell] for cell in reference.obs.index[rows]])
+    sources = torch.from_numpy(reference.images(rows))
+    return own_change(sources, outcomes, plates=list(reference.plates[rows]), condition=Condition.parse(target))
 
 
 def counterfactuals(truth: Store, target: str) -> dict[str, torch.Tensor]:

@@ -144,3 +144,16 @@ class WithoutChannel(Translator):
         images = self.inner.translate(batch, target=target).images.clone()
         images[:, self.channel] = batch.images[:, self.channel].amin(dim=(1, 2), keepdim=True)
         return _with(batch, images, target)
+
+
+@final
+class SameForAll(Translator):
+    """Gives every cell of a plate the mean change that the target makes there: right on average, and blind to the cell."""
+
+    name = "same for all"
+
+    def __init__(self, changes: Mapping[str, Translator]):
+        self.changes = changes
+
+    def translate(self, batch: CellBatch, *, target: Condition) -> CellBatch:
+        return self.changes[target.name].translate(batch, target=target)

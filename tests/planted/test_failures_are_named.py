@@ -47,6 +47,18 @@ def test_the_honest_oracle_passes(judged, study, truth):
         assert expected in verdict["label"]
 
 
+@pytest.mark.parametrize(("study", "truth"), [case for case in CASES if case.values[1]])
+def test_one_change_for_every_cell_is_no_translation_cell_by_cell(judged, study, truth):
+    labels = judged.labels(study, truth=truth)
+    for target in STUDIES[study].conditions:
+        verdict = labels[target, "same for all"]
+        assert verdict["held_up"] is not True
+        assert "cell by cell" not in verdict["label"]
+    assert any(
+        "not told from one change" in labels[target, "same for all"]["label"] for target in STUDIES[study].conditions
+    )
+
+
 def test_every_finding_says_what_it_rests_on(judged):
     for verdict in judged.labels("first", truth=True).values():
         assert verdict["text"] == " ".join(finding["text"] for finding in verdict["findings"])
