@@ -7,7 +7,7 @@ from cellbridge.metrics.findings import NULLS, Case, Finding, number, percent
 
 
 def cell_by_cell(case: Case) -> Finding:
-    """Compare the error against each cell's counterfactual with that of every null row; where the truth is not known, say so."""
+    """Compare the error against each cell's counterfactual with that of copies, shifts and smoothing; where the truth is not known, say so."""
     model, error = case.model, case.model.get("error")
     if error is None:
         return Finding("cell_by_cell", "truth per cell not known", "open", "The truth per cell is not known here.")
@@ -25,9 +25,11 @@ def cell_by_cell(case: Case) -> Finding:
     if not lost:
         own = model["against"].get(f"template:{case.key}")
         if own is not None and own["high"] >= 0:
-            return _one_change(case, f"{sentence}. It is closer to the truth than every null row", own, evidence)
-        text = f"{sentence}. It is closer to the truth than every null row{_than_one_change(case, own)}."
-        return Finding("cell_by_cell", "closer to each cell's truth than every null row", "for", text, evidence)
+            return _one_change(
+                case, f"{sentence}. It is closer to the truth than copies, smoothed or shifted", own, evidence
+            )
+        text = f"{sentence}. It is closer to the truth than copies, smoothed or shifted{_than_one_change(case, own)}."
+        return Finding("cell_by_cell", "closer to each cell's truth than copies and shifts", "for", text, evidence)
     worse = "copy" in against and against["copy"]["low"] > 0
     name = "not of this cell" if worse else "no nearer to the truth than a null row"
     text = f"{sentence}. It is not closer to the truth than: {', '.join(lost)}."
@@ -38,7 +40,7 @@ def _one_change(case: Case, sentence: str, own: Mapping[str, Any], evidence: Map
     """Say that the model's mean change, given to every cell alike, would have come as near: squared error favours a mean, so it is no charge."""
     text = (
         f"{sentence}, but its own mean change, one for all cells of a plate, comes as near (difference {number(own)}): "
-        "nothing says that the change depends on the cell."
+        f"nothing says that the change depends on the cell{_beside_training(case)}."
     )
     both = {**evidence, "less its own mean change": own}
     return Finding("one_change", "not told from one change for every cell", "open", text, both)
@@ -47,10 +49,14 @@ def _one_change(case: Case, sentence: str, own: Mapping[str, Any], evidence: Map
 def _than_one_change(case: Case, own: Mapping[str, Any] | None) -> str:
     """Say what else is beaten, or comes nearer: its own mean change, and the mean difference image of training cells."""
     words = "" if own is None else f", and than its own mean change for all cells ({number(own)})"
+    return words + _beside_training(case)
+
+
+def _beside_training(case: Case) -> str:
     trained = case.model["against"].get("mean_image")
     if trained is None or trained["high"] < 0:
-        return words
-    return f"{words}; the mean difference image of training cells comes as near or nearer ({number(trained)}), which squared error favours"
+        return ""
+    return f"; the mean difference image of training cells comes as near or nearer ({number(trained)}), which squared error favours"
 
 
 def identity(case: Case) -> Finding:

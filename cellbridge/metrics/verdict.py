@@ -31,7 +31,7 @@ _ORDER = (
 )
 """Findings against a model, the one first that explains those after it."""
 _EXPLAINED_AWAY = ("smoothing", "intensity_shift")
-"""Where each cell is nearer to its truth than every null row, it is no matter that the phenotype is one of intensity."""
+"""Where each cell is nearer to its truth than copies and shifts, it is no matter that the phenotype is one of intensity."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ def _acquitted(case: Case, found: tuple[Finding, ...]) -> Verdict:
     part = _part(case.model)
     what = f"a part of the phenotype ({part})" if part else "the phenotype"
     if "one_change" in states:
-        label = f"carries {what}, closer to the truth than every null row; not told from one change for every cell"
+        label = f"carries {what}, closer to the truth than copies and shifts; not told from one change for every cell"
     elif states.get("cell_by_cell") == "for":
-        label = f"carries {what}, " + ("closer to each cell's truth than every null row" if part else "cell by cell")
+        label = f"carries {what}, " + ("closer to each cell's truth than copies and shifts" if part else "cell by cell")
     elif states.get("identity") == "for":
         label = f"carries {what}, and keeps each cell recognisable"
     else:

@@ -50,7 +50,7 @@ def _errors(model):
         (
             _hits(0.24),
             _errors(0.3),
-            "carries a part of the phenotype (30\u00a0% of real cells' hit rate), closer to each cell's truth than every null row",
+            "carries a part of the phenotype (30\u00a0% of real cells' hit rate), closer to each cell's truth than copies and shifts",
         ),
         (_hits(0.05), _errors(0.5), "indistinguishable from DMSO"),
         (_hits(0.5, shift=0.5), _errors(0.4), "explained by an intensity shift"),
