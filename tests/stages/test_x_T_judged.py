@@ -177,6 +177,7 @@ class _Empty:
 class _NoConditions:
     def __init__(self, store):
         self.condition_names = np.full(store.info.n_cells, "DMSO", dtype=object)
+        self.obs = store.obs
 
 
 @pytest.mark.parametrize(
