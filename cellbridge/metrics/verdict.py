@@ -90,7 +90,7 @@ def judge(
     if _without_interval(case.model):
         return Verdict("no interval", (_bare_numbers(case),), None)
     found = _found(case)
-    if {"cell_by_cell", "one_change"} & {f.key for f in found if f.state == "for" or f.key == "one_change"}:
+    if any(one.key == "one_change" or (one.key == "cell_by_cell" and one.state == "for") for one in found):
         found = [replace(one, state="open") if one.key in _EXPLAINED_AWAY else one for one in found]
     against = {finding.key: finding for finding in found if finding.state == "against"}
     ordered = tuple(sorted(found, key=lambda finding: _place(finding, against)))
