@@ -17,6 +17,9 @@ from cellbridge.training.state import Training
 _M_MMAP_THRESHOLD = -3
 """From glibc's malloc.h."""
 
+_UNSAID = "could not create a primitive"
+"""What oneDNN says where it gets no memory, among other reasons; it was that if a smaller micro-batch passes."""
+
 ResultT = TypeVar("ResultT")
 
 
@@ -30,11 +33,13 @@ def within_memory(training: Training, work: Callable[[], ResultT]) -> ResultT:
     try:
         return work()
     except (MemoryError, OSError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        certain = is_out_of_memory(error)
+        if not certain and _UNSAID not in str(error):
             raise
         cause = " ".join(str(error).split())[:200]
-    # Out here the error is gone, and with it the frames that held the activations.
-    raise _failure(training, cause)
+        otherwise = None if certain else error.with_traceback(None)
+    # Out here the frames that held the activations are gone.
+    raise _failure(training, cause, otherwise)
 
 
 def largest_that_fits(training: Training) -> int | None:
@@ -103,11 +108,14 @@ def _release(training: Training) -> None:
         torch.cuda.empty_cache()
 
 
-def _failure(training: Training, cause: str) -> ResourceError:
+def _failure(training: Training, cause: str, otherwise: BaseException | None) -> BaseException:
+    """Return what to raise; `otherwise` where no smaller micro-batch shows that it was memory."""
     training.writer.settle()
     config = training.config
     micro = config.batch_size // config.accumulation
     fitting = largest_that_fits(training)
+    if fitting is None and otherwise is not None:
+        return otherwise
     if fitting is None:
         remedy = "" if config.gradient_checkpointing else "--set training.gradient_checkpointing=true, or "
         advice = f"No smaller one fits either: take {remedy}a smaller network or image"

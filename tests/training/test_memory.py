@@ -21,14 +21,20 @@ from cellbridge.training.loop import LossOutput, fit
 diffusion = denoising_loss(make_schedule("cosine", 1000), "v")
 
 
-def hungry(most: int, *, from_call: int = 1, error: type[Exception] = torch.OutOfMemoryError):
+def hungry(
+    most: int,
+    *,
+    from_call: int = 1,
+    error: type[Exception] = torch.OutOfMemoryError,
+    text: str = "can't allocate memory: you tried to allocate 12345678 bytes",
+):
     """Return a loss that has memory for `most` images, from a call on."""
     calls = []
 
     def loss(network, noised):
         calls.append(1)
         if len(noised.batch.images) > most and len(calls) >= from_call:
-            raise error("can't allocate memory: you tried to allocate 12345678 bytes")
+            raise error(text)
         return diffusion(network, noised)
 
     return loss
@@ -57,6 +63,14 @@ def test_following_the_advice_continues_to_the_same_weights(tmp_path):
     started, *_ = denoising(tmp_path / "tight", module=module, loss=hungry(4), accumulation=int(found[1]))
     assert started.step == 6
     torch.testing.assert_close(module.state_dict(), weights.state_dict(), rtol=0, atol=1e-6)
+
+
+def test_an_error_that_does_not_say_memory_is_one_of_memory_only_where_less_passes(tmp_path):
+    text = "could not create a primitive"
+    with pytest.raises(ResourceError, match=rf"4 fit: .*accumulation=2.*{text}"):
+        list(denoising(tmp_path / "less", loss=hungry(4, error=RuntimeError, text=text)))
+    with pytest.raises(RuntimeError, match=rf"^{text}$"):
+        list(denoising(tmp_path / "none", loss=hungry(0, error=RuntimeError, text=text)))
 
 
 @pytest.mark.parametrize("recomputing", [False, True])
