@@ -40,13 +40,15 @@ check: install
 
 install: $(VENV)/.installed
 
-# On a machine without an NVIDIA GPU the CPU build of torch comes first, and nothing afterwards may replace it.
+# On a machine without an NVIDIA GPU the CPU build of torch comes first, and nothing afterwards may replace it. The .pth file lets every
+# interpreter of the environment import the published torchvision beside it (cellbridge/_compat.py): accelerate's launcher does, through timm.
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or name it: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q torch==2.13.0; \
 	else $(BIN)/pip install -q torch==2.13.0+cpu 2>/dev/null || $(BIN)/pip install -q torch==2.13.0; fi
 	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[pipelines,notebooks,profiles,extractors,dev]'
+	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "cellbridge_torchvision.pth").write_text("import cellbridge\n")'
 	@touch $@
 
 clean:
