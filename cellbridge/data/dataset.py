@@ -104,7 +104,7 @@ class CellData:
         bits = self._bits.index_select(0, rows.to(self.device))
         return (bits.to(torch.int32) & 0xFFFF if self._wide else bits).float()
 
-    def batch(self, rows: Tensor, generator: Generator | None = None) -> Images:
+    def batch(self, rows: Tensor, generator: Generator | None = None, *, elements: Tensor | None = None) -> Images:
         """Return images, float32 in [-1, 1].
 
         Parameters
@@ -112,14 +112,17 @@ class CellData:
         rows : (batch,), int64, positions in this data.
         generator : on the device; draws the noise inside each count's bin, a flip and a quarter turn per image. Without it
             the images are those of the store, up to float32 rounding.
+        elements : (batch,), how each image is turned (see `augment.dihedral`), in place of a draw.
         """
         rows = rows.to(self.device)
         counts = self.counts(rows)
         if generator is not None:
             counts = augment.dequantise(counts, full_scale=self.full_scale, generator=generator)
         images = self._terms.at(self._plate.index_select(0, rows)).forward(counts)
-        if generator is not None:
-            images = augment.dihedral(images, augment.draw_dihedral(len(rows), generator=generator))
+        if elements is None and generator is not None:
+            elements = augment.draw_dihedral(len(rows), generator=generator)
+        if elements is not None:
+            images = augment.dihedral(images, elements)
         return images.clamp_(-1.0, 1.0)
 
     def bin_edges(self, images: Images, rows: Tensor) -> tuple[Tensor, Tensor]:
