@@ -155,6 +155,19 @@ COMMANDS = (
         ),
     ),
     Command(
+        "fit-baseline",
+        "fit_baseline",
+        "train a peer's recipe on the same network and engine, to compare with: a flow from control cells, or from noise",
+        (
+            Option("--kind", "kind", "control-flow (as CellFlux: from control cells of the plate) or noise-flow"),
+            _STORE,
+            Option("--base", "base", "a run directory of `pretrain` whose network and weights to start from"),
+            Option("--condition", "conditions", "a condition to learn; give several, for one network", many=True),
+            *_TRAINING,
+        ),
+        shares=True,
+    ),
+    Command(
         "translate",
         "translate",
         "show what these very cells would look like under a condition",
@@ -202,7 +215,7 @@ COMMANDS = (
         "evaluate",
         "judge translated cells, or anybody's images, beside the null rows (numbers only)",
         (
-            Option("--translated", "translated", "the store that `translate` made"),
+            Option("--translated", "translated", "the store that `translate` made; give one per method", many=True),
             Option("--reference", "reference", "the store of real cells"),
             Option("--classifier", "classifier", "the run directory of `train-classifier`"),
             Option("--truth", "truth", "the store of counterfactual cells, where the truth is known"),

@@ -46,10 +46,9 @@ def cell_pictures(reference: Store, comparison: Comparison, arms: Sequence[Arm],
     return cell_panels(paired, unpaired, reference.info.channels, titles=titles, pixel_um=reference.info.pixel_um)
 
 
-def noise_pictures(translated: Store, comparison: Comparison) -> dict[str, Panel]:
+def noise_pictures(noises: Mapping[str, np.ndarray]) -> dict[str, Panel]:
     """Draw the spectrum and the quantiles of x_T of every model; nothing where there are fewer than two cells, or no x_T."""
-    noises = {model: translated.x_T(rows) for model, rows in comparison.outputs.items()}
-    kept = {model: x_T for model, x_T in noises.items() if x_T is not None and len(x_T) > 1}
+    kept = {model: x_T for model, x_T in noises.items() if len(x_T) > 1}
     return noise_panels(kept, {model: radial_spectrum(x_T) for model, x_T in kept.items()})
 
 

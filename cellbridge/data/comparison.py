@@ -4,32 +4,41 @@ Cells are drawn from their order by name, so that stores whose rows lie in anoth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from cellbridge.data.store import Store
+from cellbridge.data.translations import (
+    drawn_samples,
+    first_samples,
+    outputs_of,
+    paired_rows,
+    require_columns,
+    rows_of,
+    shared_sources,
+    stores_by_model,
+)
 from cellbridge.errors import StoreError
 
 Rows = NDArray[np.int64]
 
 _FEWEST_HELD_OUT = 10
-_PROVENANCE = ("Metadata_SourceCell", "Metadata_TargetCondition", "Metadata_Model")
 _FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
 _TRUTH = ("Metadata_SourceCell", "Metadata_Origin")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of three stores that the table of one target is made from; position i of the paired ones is source cell i.
+    """The rows of stores that the table of one target is made from; position i of the paired ones is source cell i.
 
     Parameters
     ----------
     source : condition of the cells that were translated.
     sources : rows of the reference store, (n,).
-    outputs : model → rows of the translated store, (n,).
+    outputs : model → rows of its translated store, (n,); of several draws of a cell, the first.
     shuffled : model → rows of the same cells under other targets, drawn at random, (n,); None where there is no other target.
     unchanged : model → rows of the same cells translated to the condition they are under, (n,); None where that was not a target.
     real : rows of real target cells, for target hits.
@@ -40,6 +49,7 @@ class Comparison:
     lost : translated cells left out because the compound removes them, so that they have no counterfactual.
     unmatched : translated cells left out because the truth does not know them (no object lay at their place, or it does not show their field).
     train_source, train_target : rows of training cells, for fitting null rows.
+    draws : model → rows of every draw of the cells, (n, draw), where it drew each more than once.
     """
 
     target: str
@@ -59,10 +69,11 @@ class Comparison:
     unmatched: int
     train_source: Rows
     train_target: Rows
+    draws: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def compare(
-    translated: Store, reference: Store, truth: Store | None, *, split: str, n: int | None, seed: int
+    translated: Sequence[Store], reference: Store, truth: Store | None, *, split: str, n: int | None, seed: int
 ) -> list[Comparison]:
     """Choose the cells of every target, the same source cells for all targets where they share enough.
 
@@ -71,7 +82,8 @@ def compare(
 
     Parameters
     ----------
-    translated : outputs, with their source cell, target condition and model.
+    translated : stores of outputs, with their source cell, target condition and model; each model lies in one of them. Cells that one
+        model did not translate are left out of all rows of the target.
     reference : the store that was translated.
     split : of the reference store; outputs of other cells are left out.
     n : cells per row at most.
@@ -79,22 +91,24 @@ def compare(
 
     Raises
     ------
-    StoreError : the translated store does not say what its cells were made from, or not from cells of `reference` in `split`; it holds
-        no target but the condition of its sources; the truth does not say what its cells are.
+    StoreError : a translated store does not say what its cells were made from, or not from cells of `reference` in `split`; two hold the
+        same model; they hold no target but the condition of their sources; the truth does not say what its cells are.
     """
     if truth is not None:
-        _require(
+        require_columns(
             truth,
             _TRUTH,
             "so it holds no counterfactuals. Give the store that `cellbridge prepare` cut with crops_from.",
         )
-    paired = _pairs(translated, reference, split=split)
+    stores_by_model(translated)
+    every = paired_rows(translated, reference, split=split)
+    paired = first_samples(every)
     moved = paired[(paired["target"] != reference.condition_names[paired["source"]])]
     if moved.empty:
         raise StoreError(
-            f"{translated.info.path}: every cell was translated to the condition it is under. Translate to another one, too."
+            f"{translated[0].info.path}: every cell was translated to the condition it is under. Translate to another one, too."
         )
-    by_target = {target: _shared_sources(part) for target, part in moved.groupby("target", sort=True)}
+    by_target = {target: shared_sources(part) for target, part in moved.groupby("target", sort=True)}
     common = sorted(set.intersection(*map(set, by_target.values())))
     fewest = min(len(sources) for sources in by_target.values())
     comparisons = []
@@ -107,7 +121,8 @@ def compare(
         # The same cells whatever the target, where all are known.
         chosen = _draw(by_name(reference, pool), n, np.random.default_rng([seed, 0]))
         comparison = _compare(str(target), chosen, paired, reference, truth, split=split, seed=seed)
-        comparisons.append(replace(comparison, lost=lost, unmatched=len(missing) - lost))
+        draws = drawn_samples(every, chosen, target=str(target))
+        comparisons.append(replace(comparison, lost=lost, unmatched=len(missing) - lost, draws=draws))
     return comparisons
 
 
@@ -148,12 +163,6 @@ def held_out(
     return by_name(reference, np.concatenate(chosen).astype(np.int64)), words
 
 
-def _require(store: Store, columns: Sequence[str], consequence: str) -> None:
-    missing = [column for column in columns if column not in store.obs.columns]
-    if missing:
-        raise StoreError(f"{store.info.path}: has no column {missing[0]}, {consequence}")
-
-
 def _removed(truth: Store | None, reference: Store, missing: Rows) -> int:
     """Return how many cells without a counterfactual were removed by the compound: those that the truth knows under another condition.
 
@@ -167,42 +176,6 @@ def _removed(truth: Store | None, reference: Store, missing: Rows) -> int:
         fields = [pd.MultiIndex.from_frame(table[list(_FIELD)].astype(str)) for table in (cells, truth.obs)]
         removed |= fields[0].isin(fields[1])
     return int(removed.sum())
-
-
-def _pairs(translated: Store, reference: Store, *, split: str) -> pd.DataFrame:
-    """Return one row per output: its row, its source's row, target and model; repeats of one (source, target, model) are left out."""
-    obs = translated.obs
-    remedy = "Give the store that `cellbridge translate` wrote."
-    _require(translated, _PROVENANCE, f"so it does not say what its cells were made from. {remedy}")
-    source = reference.obs.index.get_indexer(pd.Index(obs["Metadata_SourceCell"].astype(str)))
-    if (source < 0).any():
-        unknown = obs["Metadata_SourceCell"].iloc[int(np.flatnonzero(source < 0)[0])]
-        raise StoreError(
-            f'{translated.info.path}: source cell "{unknown}" is not in {reference.info.path}. Give the store that was translated.'
-        )
-    pairs = pd.DataFrame(
-        {
-            "row": np.arange(len(obs)),
-            "source": source,
-            "target": obs["Metadata_TargetCondition"].to_numpy(),
-            "model": obs["Metadata_Model"].to_numpy(),
-        }
-    )
-    pairs = pairs[(reference.obs["Metadata_Split"] == split).to_numpy()[source]]
-    if pairs.empty:
-        found = sorted(set(reference.obs["Metadata_Split"].iloc[source]))
-        raise StoreError(f'{translated.info.path}: no cell was made from split "{split}" (found: {", ".join(found)}).')
-    return pairs.drop_duplicates(["source", "target", "model"])
-
-
-def _shared_sources(pairs: pd.DataFrame) -> list[int]:
-    """Return the source cells that every model translated to this target."""
-    sets = [set(part["source"]) for _, part in pairs.groupby("model")]
-    shared = sorted(set.intersection(*sets))
-    if not shared:
-        names = ", ".join(sorted(pairs["model"].unique()))
-        raise StoreError(f"the models {names} translated different cells; evaluate them one by one.")
-    return shared
 
 
 def _compare(
@@ -225,14 +198,14 @@ def _compare(
     others = controls[~np.isin(controls, sources)]
     others = others if len(others) >= size else controls[~np.isin(controls, sources[scored])]
     thirds = rng.permutation(real)
-    outputs = _outputs(target, sources, paired)
+    outputs = outputs_of(target, sources, paired)
     return Comparison(
         target=target,
         source=found[0],
         sources=sources,
         outputs=outputs,
         shuffled={model: _shuffled(target, found[0], sources, paired, model, rng) for model in outputs},
-        unchanged={model: _rows_of(found[0], sources, paired, model) for model in outputs},
+        unchanged={model: rows_of(found[0], sources, paired, model) for model in outputs},
         real=_draw(real, len(sources), rng),
         scored=scored,
         reference=thirds[:size],
@@ -247,26 +220,12 @@ def _compare(
     )
 
 
-def _outputs(target: str, sources: Rows, paired: pd.DataFrame) -> dict[str, Rows]:
-    """Return each model's rows of the sources under the target, which every one of them has."""
-    models = sorted(map(str, paired.loc[paired["target"] == target, "model"].unique()))
-    found = {model: _rows_of(target, sources, paired, model) for model in models}
-    return {model: rows for model, rows in found.items() if rows is not None}
-
-
-def _rows_of(target: str, sources: Rows, paired: pd.DataFrame, model: str) -> Rows | None:
-    """Return a model's rows of the sources under a target; None where one of them was not translated to it."""
-    part = paired[(paired["model"] == model) & (paired["target"] == target)]
-    rows = part.set_index("source")["row"].reindex(sources)
-    return None if rows.isna().any() else rows.to_numpy(dtype=np.int64)
-
-
 def _shuffled(
     target: str, source: str, sources: Rows, paired: pd.DataFrame, model: str, rng: np.random.Generator
 ) -> Rows | None:
     """Draw for each source one of the model's outputs for another target; None where one of them has none."""
     names = sorted(set(paired["target"]) - {target, source})
-    rows = [_rows_of(name, sources, paired, model) for name in names]
+    rows = [rows_of(name, sources, paired, model) for name in names]
     whole = [found for found in rows if found is not None]
     if not whole:
         return None

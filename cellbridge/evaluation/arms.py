@@ -1,6 +1,7 @@
 """From rows of stores to what an evaluation scores: the arms of one target, its truth, and its draws of real cells."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -26,16 +27,27 @@ TRAINING_CELLS = 1000
 
 @dataclass(frozen=True)
 class Sights:
-    """The stores of an evaluation, each seen through its judges."""
+    """The stores of an evaluation, each seen through its judges.
+
+    Parameters
+    ----------
+    translated : model → the store that holds its outputs; models may share one.
+    round_trips, x_T_references : model → what was made beside its store, where it was.
+    generated : stores of new cells.
+    """
 
     judges: Judges
     reference: Sight
-    translated: Sight
+    translated: Mapping[str, Sight]
     truth: Sight | None = None
     unconditional: Sight | None = None
-    round_trip: Store | None = None
-    x_T_references: Store | None = None
+    round_trips: Mapping[str, Store] = field(default_factory=dict)
+    x_T_references: Mapping[str, Store] = field(default_factory=dict)
     generated: tuple[Sight, ...] = ()
+
+    def store_of(self, model: str) -> Store:
+        """Return the store of a model's outputs."""
+        return self.translated[model].store
 
 
 def arms_of(sights: Sights, comparison: Comparison, truth: Truth | None, *, seed: int) -> tuple[list[Arm], list[str]]:
@@ -49,7 +61,7 @@ def arms_of(sights: Sights, comparison: Comparison, truth: Truth | None, *, seed
     reference = sights.reference
     blocks = blocks_of_rows(reference.store, comparison.sources)
     models = [
-        _arm(f"model:{model}", f"translated ({model})", "model", sights.translated, rows, blocks)
+        _arm(f"model:{model}", f"translated ({model})", "model", sights.translated[model], rows, blocks)
         for model, rows in comparison.outputs.items()
     ]
     nulls, notes = _nulls(sights, comparison, models, blocks, seed=seed)
@@ -87,13 +99,13 @@ def _other_conditions(
     for model, rows in comparison.unchanged.items():
         if rows is not None:
             name = f"translated to {comparison.source} ({model})"
-            arms.append(_arm(f"control:model:{model}", name, "null", sights.translated, rows, blocks))
+            arms.append(_arm(f"control:model:{model}", name, "null", sights.translated[model], rows, blocks))
     for model, shuffled in comparison.shuffled.items():
         name = f"shuffled condition ({model})"
         if shuffled is None:
             notes.append(f"{name}: not computed: no cell was translated to another target.")
         else:
-            arms.append(_arm(f"shuffled:model:{model}", name, "null", sights.translated, shuffled, blocks))
+            arms.append(_arm(f"shuffled:model:{model}", name, "null", sights.translated[model], shuffled, blocks))
     if sights.unconditional is None:
         notes.append("unconditional: not computed: no store of cells without a condition was given (unconditional).")
     else:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cellbridge.data.comparison import Rows
+from cellbridge.data.store import Store
 from cellbridge.evaluation.sections import Column, absent, share, table
 from cellbridge.evaluation.target import Part, Target, images_of
 from cellbridge.metrics.content import channel_deviation
@@ -65,9 +66,10 @@ def _returns(target: Target, arm: Arm) -> dict[str, Any]:
     unchanged = target.arm(f"control:{arm.key}")
     if unchanged is not None:
         found["unchanged"] = _relative(target, images_of(unchanged), null_translation)
-    rows = _returned_rows(target, arm)
-    if rows is not None and target.sights.round_trip is not None:
-        found["returned"] = _relative(target, target.sights.round_trip.images(rows), round_trip)
+    back = target.sights.round_trips.get(_model(arm))
+    rows = None if back is None else _returned_rows(target, arm, back)
+    if back is not None and rows is not None:
+        found["returned"] = _relative(target, back.images(rows), round_trip)
     return found
 
 
@@ -81,12 +83,16 @@ def _relative(target: Target, images: np.ndarray, compare: Callable[..., Any]) -
     return compare(images[known], scored, **target.draws.settings).relative
 
 
-def _returned_rows(target: Target, arm: Arm) -> Rows | None:
+def _model(arm: Arm) -> str:
+    return arm.key.removeprefix("model:")
+
+
+def _returned_rows(target: Target, arm: Arm, store: Store) -> Rows | None:
     """Return the rows of the round trip's store that were made from a model's outputs; None where one has none."""
-    store = target.sights.round_trip
-    if store is None or "Metadata_SourceCell" not in store.obs:
+    if "Metadata_SourceCell" not in store.obs:
         return None
-    outputs = target.sights.translated.store.obs.index[target.comparison.outputs[arm.key.removeprefix("model:")]]
+    model = _model(arm)
+    outputs = target.sights.store_of(model).obs.index[target.comparison.outputs[model]]
     back = np.flatnonzero(store.condition_names == target.comparison.source)
     place = dict(zip(store.obs["Metadata_SourceCell"].to_numpy()[back], back.tolist(), strict=True))
     rows = [place.get(cell, -1) for cell in outputs]

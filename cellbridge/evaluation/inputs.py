@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellbridge.data.lineage import require_made_from, shared_plates, training_plates
+from cellbridge.data.lineage import made_from, require_made_from, shared_plates, training_plates
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ModelError, RunError, StoreError
 from cellbridge.outputs import require_apart, require_directory
-from cellbridge.runs import RunDir, is_taken
+from cellbridge.runs import RunDir, fingerprint, is_taken
 
 if TYPE_CHECKING:
     from cellbridge.data.comparison import Comparison
     from cellbridge.data.store import Store
 
 _MADE_FROM_REFERENCE = ("translated", "truth", "x_T_references")
-
+_BESIDE = ("round_trip", "x_T_references")
+"""Roles of stores that were made beside, or from, one of the translated stores."""
 
 GENERATED = "generated "
 """What the names of stores of generated cells begin with."""
@@ -33,13 +34,29 @@ class Described:
     Parameters
     ----------
     card : of the classifier.
-    stores : what each store holds, by its role.
+    stores : what each store holds, by its role; of several in one role the second is "translated 2", and so on.
     silent : stores that do not say what they were made from.
+    beside : name of a translated store → role → name of the store that was made beside or from it.
     """
 
     card: Mapping[str, Any]
     stores: Mapping[str, StoreInfo]
     silent: tuple[Path, ...]
+    beside: Mapping[str, Mapping[str, str]]
+
+    def in_role(self, role: str) -> dict[str, StoreInfo]:
+        """Return the stores in one role."""
+        return {name: info for name, info in self.stores.items() if role_of(name) == role}
+
+
+def numbered(role: str, paths: Iterable[Path]) -> dict[str, Path]:
+    """Name stores by their role, all but the first with a number: "translated", "translated 2" …"""
+    return {role if number == 1 else f"{role} {number}": path for number, path in enumerate(paths, start=1)}
+
+
+def role_of(name: str) -> str:
+    """Return the role of a store that `numbered` named."""
+    return name.split(" ")[0]
 
 
 def require_evaluation_directory(out: Path, inputs: Iterable[Path]) -> None:
@@ -78,8 +95,8 @@ def describe_inputs(stores: Mapping[str, Path], classifier: Path) -> Described:
 
     Parameters
     ----------
-    stores : "reference", "translated" and, where given, "truth", "round_trip", "unconditional" and "x_T_references"; any others
-        are stores of generated cells.
+    stores : "reference", "translated" and, where given, "truth", "round_trip", "unconditional" and "x_T_references", numbered where
+        there are several in one role; any others are stores of generated cells.
 
     Raises
     ------
@@ -97,11 +114,27 @@ def describe_inputs(stores: Mapping[str, Path], classifier: Path) -> Described:
                 f"{path}: shows {', '.join(found[0])} at {found[1]} px, the reference store "
                 f"{', '.join(wanted[0])} at {wanted[1]} px. Make both from one prepared store."
             )
-    made = [info for name, info in infos.items() if name in _MADE_FROM_REFERENCE or name.startswith(GENERATED)]
+    roles = {name: role_of(name) for name in infos}
+    made = [infos[name] for name, role in roles.items() if role in _MADE_FROM_REFERENCE or name.startswith(GENERATED)]
     silent = require_made_from(infos["reference"], made)
-    if "round_trip" in infos:
-        silent += require_made_from(infos["translated"], [infos["round_trip"]])
-    return Described(card, infos, tuple(silent))
+    translated = {name: infos[name] for name, role in roles.items() if role == "translated"}
+    beside: dict[str, dict[str, str]] = {name: {} for name in translated}
+    for name, role in roles.items():
+        if role in _BESIDE:
+            of = translated_behind(infos[name], translated, role=role)
+            silent += require_made_from(infos[of], [infos[name]]) if role == "round_trip" else []
+            beside[of].setdefault(role, name)
+    return Described(card, infos, tuple(silent), beside)
+
+
+def translated_behind(info: StoreInfo, translated: Mapping[str, StoreInfo], *, role: str) -> str:
+    """Return which translated store another was made from (a round trip) or beside (references of x_T); the first where none says so."""
+    for name, candidate in translated.items():
+        if role == "round_trip" and made_from(info) == fingerprint(candidate.path):
+            return name
+        if role != "round_trip" and info.attributes.get("config") == candidate.attributes.get("config") is not None:
+            return name
+    return next(iter(translated))
 
 
 def require_weights(path: Path | None) -> None:
@@ -145,8 +178,13 @@ def models_behind(
     judged = sorted(
         {str(plate) for c in comparisons for rows in (c.sources, c.real) for plate in reference.plates[rows]}
     )
-    trained_on = training_plates(described.card, described.stores["translated"])
-    shared = shared_plates(trained_on, judged, allowed=plates == "shared")
+    trained_on: dict[str, list[str] | None] = {}
+    shared: dict[str, list[str]] = {}
+    for name, info in described.in_role("translated").items():
+        seen_by = training_plates(described.card, info)
+        shared |= shared_plates(seen_by, judged, allowed=plates == "shared")
+        differs = {model for model, seen in seen_by.items() if trained_on.get(model, seen) != seen}
+        trained_on |= {f"{model} ({name})" if model in differs else model: seen for model, seen in seen_by.items()}
     for name, info in described.stores.items():
         if name.startswith(GENERATED):
             of_store = {f"{model} ({name})": seen for model, seen in training_plates(described.card, info).items()}

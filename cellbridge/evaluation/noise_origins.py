@@ -71,7 +71,8 @@ def _own(target: Target, arm: Arm) -> Arm:
     """Return an arm of the evaluation, named by the origin of its noise; of the images only their number counts here."""
     name = arm.name
     if arm.kind == "model":
-        name = f"{origin_of(target.sights.translated.store.info)}: {arm.name}"
+        store = target.sights.store_of(arm.key.removeprefix("model:"))
+        name = f"{origin_of(store.info)}: {arm.name}"
     return Arm(arm.key, name, arm.kind, _none(arm.logits), arm.features, arm.logits, arm.blocks, arm.paired)
 
 

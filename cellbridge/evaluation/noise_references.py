@@ -28,7 +28,7 @@ def judge_x_T(
     reference: Store,
     comparison: Comparison,
     *,
-    translated: Store,
+    translated: Store | None,
     references: Store | None,
     resamples: int,
     seed: int,
@@ -38,7 +38,7 @@ def judge_x_T(
     Parameters
     ----------
     noises : model → x_T of the comparison's source cells.
-    translated : says what its schedule leaves of an image (`alpha_T`).
+    translated : store of the first model's outputs; says what its schedule leaves of an image (`alpha_T`).
     references : the store that `translate --set x_T_references=N` wrote; None where there is none.
     """
     if not noises:
@@ -53,7 +53,7 @@ def judge_x_T(
         held, rows = _references(references, comparison)
         first = next(iter(models.values()))
         same, held = _same_cells(first, cells, reference, references, rows, held)
-    alpha_T = translated.info.attributes.get("alpha_T")
+    alpha_T = None if translated is None else translated.info.attributes.get("alpha_T")
     return noise_report(
         models,
         references=held,

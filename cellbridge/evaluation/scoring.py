@@ -97,13 +97,16 @@ def score(target: Target, classifier: Mapping[str, Any]) -> Scored:
 
 
 def _noise(target: Target) -> dict[str, Any]:
-    translated = target.sights.translated.store
+    """Judge x_T of every model that keeps it; what it is held against lies beside the store of the first."""
+    sights = target.sights
+    noises = noises_of({model: sights.store_of(model) for model in sights.translated}, target.comparison)
+    names = sorted(noises, key=lambda model: model not in sights.x_T_references)
     return judge_x_T(
-        noises_of(translated, target.comparison),
+        {model: noises[model] for model in names},
         target.reference,
         target.comparison,
-        translated=translated,
-        references=target.sights.x_T_references,
+        translated=sights.store_of(names[0]) if names else None,
+        references=sights.x_T_references.get(names[0]) if names else None,
         **target.draws.settings,
     )
 
@@ -190,10 +193,11 @@ def cell_table(target: Target, scored: Scored) -> pd.DataFrame:
 
 
 def _output_ids(target: Target, key: str, n: int) -> np.ndarray:
-    rows = target.comparison.outputs.get(key.removeprefix("model:")) if key.startswith("model:") else None
+    model = key.removeprefix("model:")
+    rows = target.comparison.outputs.get(model) if key.startswith("model:") else None
     if rows is None:
         return np.full(n, "", dtype=object)
-    return target.sights.translated.store.obs.index.to_numpy()[rows]
+    return target.sights.store_of(model).obs.index.to_numpy()[rows]
 
 
 def _places(reference: Store, comparison: Comparison) -> dict[str, Any]:

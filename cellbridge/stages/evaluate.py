@@ -6,15 +6,16 @@ lies in the directory always belongs together.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from cellbridge.evaluation.inputs import (
     GENERATED,
     clear,
     describe_inputs,
     models_behind,
+    numbered,
     require_evaluation_directory,
     require_weights,
 )
@@ -25,29 +26,39 @@ from cellbridge.settings import Section, Seed, dump
 if TYPE_CHECKING:
     from cellbridge.data.comparison import Comparison
     from cellbridge.evaluation.arms import Sights
+    from cellbridge.evaluation.inputs import Described
     from cellbridge.evaluation.target import Target
 
 FORMAT = 3
 """Of metrics.json; `report` reads this one."""
-_STORES = ("translated", "reference", "truth", "round_trip", "unconditional", "x_T_references")
+_SINGLE = ("reference", "truth", "unconditional")
+_SEVERAL = ("translated", "round_trip", "x_T_references")
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
+"""One path, or several."""
 
 
 class Config(Section):
     """Settings of `evaluate`."""
 
-    translated: Path
-    """The store that `translate` wrote."""
+    translated: Annotated[Paths, Field(min_length=1)]
+    """The store that `translate` wrote; several for several methods in one table, told apart by Metadata_Model."""
     reference: Path
     """The store of real cells that was translated."""
     classifier: Path
     """The run of `train-classifier`, trained on other plates."""
     truth: Path | None = None
     """The store of counterfactual cells, where the truth is known."""
-    round_trip: Path | None = None
-    """The translated store, translated back to the condition of its sources: how much of a cell survives the way there and back."""
+    round_trip: Paths = ()
+    """The translated store (each one), translated back to the condition of its sources: how much of a cell survives the way there and back."""
     unconditional: Path | None = None
     """A store of cells that a model made without a condition, for a null row."""
-    x_T_references: Path | None = None
+    x_T_references: Paths = ()
     """The store that `translate --set x_T_references=N` wrote beside its result (`NAME_x_T.zarr`)."""
     generated: tuple[Path, ...] = ()
     """Stores of generated cells, to compare where their noise came from: N(0, I), a fitted prior, inversion."""
@@ -82,22 +93,23 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     """
     inputs = _inputs(config)
     require_evaluation_directory(out, inputs.values())
-    given = {name: path for name, path in inputs.items() if name in _STORES or name.startswith(GENERATED)}
-    described = describe_inputs(given, config.classifier)
+    described = describe_inputs(_stores(config), config.classifier)
     require_weights(config.inception_weights)
 
     from cellbridge.data.comparison import compare
     from cellbridge.data.store import open_store
+    from cellbridge.data.translations import stores_by_model
     from cellbridge.evaluation.noise import require_finite
     from cellbridge.metrics.table import text_table
 
     stores = {name: open_store(info.path) for name, info in described.stores.items()}
+    translated = [stores[name] for name in described.in_role("translated")]
     comparisons = compare(
-        stores["translated"], stores["reference"], stores.get("truth"), split=config.split, n=config.n, seed=config.seed
+        translated, stores["reference"], stores.get("truth"), split=config.split, n=config.n, seed=config.seed
     )
     models, notes = models_behind(described, stores["reference"], comparisons, plates=config.model_plates)
-    require_finite(stores["translated"], comparisons)
-    sights = _sights(config, stores)
+    require_finite(stores_by_model(translated), comparisons)
+    sights = _sights(config, described, stores)
     run_dir = RunDir(out)
     clear(run_dir)
     sums = begin(run_dir, config=dump(config), seed=config.seed, inputs=inputs)
@@ -146,14 +158,21 @@ def _judged(
     return {"targets": targets, "sections": sections, "cells": name}
 
 
+def _stores(config: Config) -> dict[str, Path]:
+    named = {name: path for name in _SINGLE if (path := getattr(config, name)) is not None}
+    for role in _SEVERAL:
+        named |= numbered(role, getattr(config, role))
+    return named | {f"{GENERATED}{number}": path for number, path in enumerate(config.generated, start=1)}
+
+
 def _inputs(config: Config) -> dict[str, Path]:
-    named = {name: getattr(config, name) for name in (*_STORES, "classifier")}
-    named["inception weights"] = config.inception_weights
-    named |= {f"{GENERATED}{number}": path for number, path in enumerate(config.generated, start=1)}
-    return {name: path for name, path in named.items() if path is not None}
+    weights = {} if config.inception_weights is None else {"inception weights": config.inception_weights}
+    return _stores(config) | {"classifier": config.classifier} | weights
 
 
-def _sights(config: Config, stores: "Mapping[str, Any]") -> "Sights":
+def _sights(config: Config, described: "Described", stores: "Mapping[str, Any]") -> "Sights":
+    """See every store through the judges; what was made beside a translated store goes with the models of that one."""
+    from cellbridge.data.translations import stores_by_model
     from cellbridge.evaluation.arms import Sights
     from cellbridge.evaluation.judges import open_judges
     from cellbridge.evaluation.sight import Sight
@@ -166,14 +185,21 @@ def _sights(config: Config, stores: "Mapping[str, Any]") -> "Sights":
         device=config.device,
     )
     seen = {name: Sight(store, judges) for name, store in stores.items()}
+    of_model: dict[str, str] = {}
+    for name in described.beside:
+        of_model |= dict.fromkeys(stores_by_model([stores[name]]), name)
+    beside = {
+        role: {m: stores[described.beside[name][role]] for m, name in of_model.items() if role in described.beside[name]}
+        for role in ("round_trip", "x_T_references")
+    }
     return Sights(
         judges,
         seen["reference"],
-        seen["translated"],
+        {model: seen[name] for model, name in of_model.items()},
         truth=seen.get("truth"),
         unconditional=seen.get("unconditional"),
-        round_trip=stores.get("round_trip"),
-        x_T_references=stores.get("x_T_references"),
+        round_trips=beside["round_trip"],
+        x_T_references=beside["x_T_references"],
         generated=tuple(sight for name, sight in seen.items() if name.startswith(GENERATED)),
     )
 
@@ -229,10 +255,12 @@ def _accuracy(config: Config, sights: "Sights", comparisons: "list[Comparison]")
 
 
 def _figures(target: "Target", directory: Path) -> list[dict[str, str]]:
+    from cellbridge.evaluation.noise import noises_of
     from cellbridge.figures import cell_pictures, noise_pictures, save_panels
 
     reference, comparison = target.reference, target.comparison
     extractor = target.sights.judges.extractors[0].name
     panels = cell_pictures(reference, comparison, target.arms, extractor=extractor)
-    panels |= noise_pictures(target.sights.translated.store, comparison)
+    translated = {model: sight.store for model, sight in target.sights.translated.items()}
+    panels |= noise_pictures(noises_of(translated, comparison))
     return save_panels(panels, directory, target=comparison.target)

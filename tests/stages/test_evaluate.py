@@ -280,7 +280,7 @@ def test_cells_without_a_mask_and_constant_stains_are_left_out_of_the_error_and_
 
 def _first_comparison(study, reference):
     stores = [open_store(path) for path in (study["translated"], reference, study["truth"])]
-    return compare(*stores, split="test", n=None, seed=0)[0]
+    return compare(stores[:1], *stores[1:], split="test", n=None, seed=0)[0]
 
 
 def test_noise_that_is_not_finite_is_a_numerical_error(study, tmp_path):
@@ -363,7 +363,7 @@ def test_a_cell_without_a_counterfactual_is_left_out_and_counted(study, tmp_path
     ):
         _rewritten(tmp_path / name, truth, keep, attributes={"rejected": rejected})
         stores = [open_store(path) for path in (study["translated"], study["reference"], tmp_path / name)]
-        for comparison in compare(*stores, split="test", n=None, seed=0):
+        for comparison in compare(stores[:1], *stores[1:], split="test", n=None, seed=0):
             assert (comparison.lost, comparison.unmatched, len(comparison.sources)) == (*expected, 62)
 
 
@@ -372,7 +372,7 @@ def test_a_cell_that_the_truth_knows_under_another_condition_alone_was_removed(s
     gone = (truth.obs["Metadata_SourceCell"] == "P3-A01-0").to_numpy() & (truth.condition_names == "shrinker@1")
     _rewritten(tmp_path / "truth.zarr", truth, np.flatnonzero(~gone))
     stores = [open_store(path) for path in (study["translated"], study["reference"], tmp_path / "truth.zarr")]
-    found = {c.target: (c.lost, c.unmatched) for c in compare(*stores, split="test", n=None, seed=0)}
+    found = {c.target: (c.lost, c.unmatched) for c in compare(stores[:1], *stores[1:], split="test", n=None, seed=0)}
     assert found == {"shrinker@1": (1, 0), "dimmer@5": (0, 0)}
 
 
@@ -386,7 +386,7 @@ def test_held_out_words_speak_of_translated_cells_only_where_there_are_some(stud
 
 def test_draws_of_real_cells_are_disjoint_and_sources_are_the_same_for_all_targets(study):
     stores = [open_store(path) for path in (study["translated"], study["reference"])]
-    first, second = compare(*stores, None, split="test", n=20, seed=3)
+    first, second = compare(stores[:1], stores[1], None, split="test", n=20, seed=3)
     assert (first.sources == second.sources).all()
     for comparison in (first, second):
         draws = [comparison.reference, *comparison.floor, comparison.ceiling, comparison.sources[comparison.scored]]

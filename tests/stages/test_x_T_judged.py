@@ -87,9 +87,9 @@ def seen(study):
     reference = open_store(study["reference"])
     judges = open_judges(study["classifier"], reference, extractors=(), inception_weights=None, device="cpu")
     sights = {name: Sight(open_store(study[name]), judges) for name in ("reference", "translated", "right", "wrong")}
-    translated = sights["translated"].store
-    comparison = compare(translated, reference, None, split="test", n=None, seed=0)[0]
-    target = make_target(Sights(judges, sights["reference"], sights["translated"]), comparison, Draws(100, 0))
+    translated = sights["translated"]
+    comparison = compare([translated.store], reference, None, split="test", n=None, seed=0)[0]
+    target = make_target(Sights(judges, sights["reference"], {"honest": translated}), comparison, Draws(100, 0))
     return target.without_images(), [sights["right"], sights["wrong"]]
 
 
@@ -97,7 +97,7 @@ def seen(study):
 def noise(study, seen):
     target, _ = seen
     translated = open_store(study["translated"])
-    noises = noises_of(translated, target.comparison)
+    noises = noises_of({"honest": translated}, target.comparison)
     stores = {"translated": translated, "references": open_store(study["references"])}
     return judge_x_T(noises, target.reference, target.comparison, **stores, resamples=100, seed=0)
 
@@ -125,7 +125,7 @@ def test_references_are_read_by_their_kind(noise):
 def test_without_references_the_models_are_still_judged(study, seen):
     target, _ = seen
     translated = open_store(study["translated"])
-    noises = noises_of(translated, target.comparison)
+    noises = noises_of({"honest": translated}, target.comparison)
     settings = {"translated": translated, "references": None, "resamples": 100, "seed": 0}
     found = judge_x_T(noises, target.reference, target.comparison, **settings)
     assert len(found["models"]["honest"]) == len(found["fresh"]) == 11
