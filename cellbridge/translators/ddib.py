@@ -21,16 +21,17 @@ from cellbridge.diffusion.inversion import Inversion
 from cellbridge.diffusion.prior import XTPrior
 from cellbridge.diffusion.round_trip import require_invertible
 from cellbridge.diffusion.samplers import Flow, Sampler
-from cellbridge.errors import ConditionError, did_you_mean
+from cellbridge.diffusion.watching import Watched
+from cellbridge.errors import ConditionError, ConfigError, did_you_mean
 from cellbridge.runtime import noise_per_image
-from cellbridge.translators.translator import Translator
+from cellbridge.translators.translator import TracedTranslator, Trajectory, pick_frames
 from cellbridge.typing import CellBatch, Images
 
 _INVERSION, _SAMPLER = Inversion(), Flow()
 
 
 @final
-class Ddib(Translator):
+class Ddib(TracedTranslator):
     """Invert under the source, generate under the target.
 
     Parameters
@@ -58,6 +59,7 @@ class Ddib(Translator):
         inversion: Inversion = _INVERSION,
         sampler: Sampler = _SAMPLER,
         x_T: Literal["inverted", "fresh"] | Mapping[Condition, XTPrior] = "inverted",
+        name: str = "ddib",
     ):
         if x_T == "inverted":
             require_invertible(sampler)
@@ -67,6 +69,7 @@ class Ddib(Translator):
         self.inversion = inversion
         self.sampler = sampler
         self.x_T = x_T
+        self.name = name
         self._encoded: tuple[CellBatch, Images] | None = None
 
     def translate(self, batch: CellBatch, *, target: Condition) -> CellBatch:
@@ -81,6 +84,26 @@ class Ddib(Translator):
             return self.decode(self.encode(batch), batch, target)
         noise = self.x_T[target].sample(batch.seeds, tuple(batch.images.shape[1:]))
         return self.decode(noise.to(batch.images), batch, target)
+
+    def trace(self, batch: CellBatch, *, target: Condition, frames: int) -> Trajectory:
+        """Return what the models believe each cell to be on its way to noise, which is reached at 0.5, and back.
+
+        A frame at time (t + 1) / 2T is the source's estimate of x_0 at t, and one at 1 - (t + 1) / 2T the target's.
+
+        Raises
+        ------
+        ConditionError : as `translate`. ConfigError : x_T is not the cells' own.
+        """
+        denoiser, label = self._model(target)
+        if self.x_T != "inverted":
+            raise ConfigError("x_T is not the cells' own, so that no way leads from them. Use x_T: inverted.")
+        before, after = Watched(self.source), Watched(denoiser)
+        x_T = self.inversion.invert(before, batch.images, _labels(self.source_label, batch.images), seeds=batch.seeds)
+        result = self.sampler.sample(after, x_T, _labels(label, x_T), seeds=batch.seeds)
+        twice = 2 * self.source.schedule.steps
+        seen = [((t + 1) / twice, images) for t, images in before.seen]
+        seen += [(1 - (t + 1) / twice, images) for t, images in after.seen]
+        return pick_frames(batch.images, seen, result, frames=frames)
 
     @property
     def shares_noise(self) -> bool:

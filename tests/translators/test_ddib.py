@@ -130,3 +130,19 @@ def test_a_sampler_that_adds_noise_takes_fresh_noise_and_not_a_cell_s():
     together = bridge(sampler=Ddpm(10), x_T="fresh").translate(batch, target=TAXOL).images
     alone = bridge(sampler=Ddpm(10), x_T="fresh").translate(part(batch, slice(2, 3)), target=TAXOL).images
     assert torch.allclose(together[2:3], alone, atol=1e-5)
+
+
+def test_a_trajectory_goes_to_noise_and_back_over_what_the_models_take_the_cell_for():
+    batch = cells()
+    shown = bridge().trace(batch, target=TAXOL, frames=9)
+    assert torch.equal(shown.frames[0], batch.images)
+    assert torch.equal(shown.frames[-1], bridge().translate(batch, target=TAXOL).images)
+    assert list(shown.times) == sorted(set(shown.times))
+    assert len(shown.times) == 9
+    middle = shown.frames[min(range(9), key=lambda i: abs(shown.times[i] - 0.5))]
+    assert (middle - 0.2).abs().max().item() < 0.1, "in noise alone the target's model sees the target's mean"
+
+
+def test_fresh_noise_has_no_trajectory_from_the_cell():
+    with pytest.raises(ConfigError, match="no way leads from them"):
+        bridge(x_T="fresh").trace(cells(), target=TAXOL, frames=4)
