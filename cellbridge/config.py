@@ -1,7 +1,7 @@
 """The sections of a configuration that describe a part (network, schedule, adapter, training …), from which `assembly` rebuilds it; a stage composes them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -409,6 +409,91 @@ class BridgeConfig(Section):
     """What the network learns from first: pairs of the potential's plan, or of entropic plans between mini-batches."""
     steps: PositiveInt = 20
     """Of a simulation; the mixture's plan is drawn in one."""
+
+
+FlowKind = Literal["control-flow", "noise-flow"]
+"""`control-flow`: from control cells of the plate to a condition (CellFlux); `noise-flow`: from noise, told condition and plate."""
+
+
+class FlowRecipe(Section):
+    """How a flow is trained and sampled, every setting given."""
+
+    kind: FlowKind
+    times: Literal["uniform", "skewed"]
+    noise_level: float = Field(ge=0.0)
+    noise_probability: float = Field(ge=0.0, le=1.0)
+    condition_dropout: float = Field(ge=0.0, lt=1.0)
+    guidance_scale: float = Field(ge=0.0)
+
+
+_RECIPES: dict[FlowKind, dict[str, Any]] = {
+    "control-flow": {
+        "times": "skewed",
+        "noise_level": 1.0,
+        "noise_probability": 0.5,
+        "condition_dropout": 0.2,
+        "guidance_scale": 1.2,
+    },
+    "noise-flow": {
+        "times": "uniform",
+        "noise_level": 0.0,
+        "noise_probability": 0.0,
+        "condition_dropout": 0.0,
+        "guidance_scale": 1.0,
+    },
+}
+"""As published, with code: CellFlux's BBBC021 run, and Jones et al.'s, which hides labels one by one (conditioning.token_dropout)."""
+
+
+class FlowConfig(Section):
+    """What differs from a flow's published recipe."""
+
+    times: Literal["uniform", "skewed"] | None = None
+    """Where on its line a pair is seen; `skewed` is mostly near the target. By default skewed for control-flow, else uniform."""
+    noise_level: float | None = Field(default=None, ge=0.0)
+    """Standard deviation of the noise that is added to control cells, in image units (default 1): at translation always."""
+    noise_probability: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Share of the control cells that it is added to in training (default 0.5)."""
+    condition_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Share of the images whose condition is hidden: 0.2 for control-flow; 0 for noise-flow, whose network hides its tokens itself."""
+    guidance_scale: float | None = Field(default=None, ge=0.0)
+    """Of translations that ask for no other: 1.2 for control-flow, 1 (none) for noise-flow."""
+
+    def recipe(self, kind: FlowKind) -> FlowRecipe:
+        """Return the published recipe with these settings in place of its own.
+
+        Raises
+        ------
+        ConfigError : noise to be added to what is noise.
+        """
+        given = self.model_dump(exclude_none=True)
+        for name in ("noise_level", "noise_probability"):
+            if kind == "noise-flow" and name in given:
+                raise ConfigError(f"flow.{name} is of control-flow; noise-flow starts from noise alone. Leave it out.")
+        return FlowRecipe(kind=kind, **(_RECIPES[kind] | given))
+
+
+class FlowFitConfig(Section):
+    """What fitting a flow to cells of a store needs to know."""
+
+    store: Path
+    plates: tuple[str, ...] | None = None
+    """Train on these plates only; None takes every plate of the split."""
+    split: str | None = "train"
+    flow: FlowConfig = FlowConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampler: SolverConfig = SolverConfig(steps=13)
+    """How the grid of samples is drawn."""
+    augment: bool = True
+    """Dequantise, flip and turn; otherwise the images are as stored."""
+    across_plates: bool = False
+    """Pair targets on a plate without control cells with those of other plates, which teaches the difference of plates, too."""
+    resume: str = "auto"
+    accept_changes: bool = False
+    """Continue a checkpoint that was made with other data, another base or other settings, with a warning for each difference."""
+    init_from: Path | None = None
+    """Another flow of this kind whose weights training starts from."""
+    device: str = "auto"
 
 
 class DenoiserFitConfig(Section):

@@ -85,7 +85,7 @@ def check_fit(card: ModelCard, info: StoreInfo) -> None:
         )
 
 
-def model_directory(path: Path, kind: Literal["base", "adapter", "classifier"] | None = None) -> Path:
+def model_directory(path: Path, kind: Literal["base", "adapter", "classifier", "flow"] | None = None) -> Path:
     """Return the directory of weights to start from: a run's finished model, or one that was given itself.
 
     Raises
@@ -110,7 +110,7 @@ def model_directory(path: Path, kind: Literal["base", "adapter", "classifier"] |
     return path
 
 
-def starting_weights(init_from: Path | None, kind: Literal["base", "adapter", "classifier"]) -> dict[str, Path]:
+def starting_weights(init_from: Path | None, kind: Literal["base", "adapter", "classifier", "flow"]) -> dict[str, Path]:
     """Return the files that say what a training starts from, as inputs to be hashed; nothing where it starts afresh.
 
     Of a published model that is its manifest, which has the sum of every file; of a directory that has none, each file of weights:
@@ -121,9 +121,10 @@ def starting_weights(init_from: Path | None, kind: Literal["base", "adapter", "c
     directory = model_directory(init_from, kind)
     if (directory / MANIFEST).is_file():
         return {"init_from": directory / MANIFEST}
-    files = {"base": f"unet/{UNET_WEIGHTS}", "adapter": library.WEIGHTS, "classifier": CLASSIFIER_WEIGHTS}
+    backbone = f"unet/{UNET_WEIGHTS}"
+    files = {"base": backbone, "adapter": library.WEIGHTS, "classifier": CLASSIFIER_WEIGHTS, "flow": backbone}
     conditioner = directory / CONDITIONING / CONDITIONER
-    beside = {"init_from_conditioner": conditioner} if kind == "base" and conditioner.is_file() else {}
+    beside = {"init_from_conditioner": conditioner} if kind in ("base", "flow") and conditioner.is_file() else {}
     return {"init_from": directory / files[kind], **beside}
 
 

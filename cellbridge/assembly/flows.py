@@ -1,0 +1,233 @@
+"""Flows, the peers' way: their networks, started from a base or afresh, their directories, and the translators over them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from cellbridge.adapters import lora
+from cellbridge.assembly.bases import Base, build_network, build_schedule, condition_table
+from cellbridge.assembly.cards import CARD, CONTROL_ROW, NULL_ROW, ModelCard, model_directory
+from cellbridge.baselines.flow import ControlFlow, GuidedVelocity, NetworkVelocity, NoiseFlow, Velocity
+from cellbridge.bridge.integrate import times
+from cellbridge.conditions import Condition
+from cellbridge.config import FlowRecipe, NetworkConfig, Section, SolverConfig
+from cellbridge.errors import CheckpointError, ConfigError, ModelError
+from cellbridge.networks.conditioning import ConditionedBackbone
+from cellbridge.networks.stored import load_weights, save_conditioning, stock
+from cellbridge.networks.unet import require_same_keys
+from cellbridge.runs import RunDir, fingerprint, publish_model, read_manifest, write_text
+from cellbridge.translators.translator import Translator
+
+PLATE_DROPOUT = 0.15
+"""Share of the images that each label is hidden from where a flow from noise brings its own tokens, as in Jones et al.'s code."""
+
+_LAST_LAYERS = ("conv_out", "proj_out_2", "proj_out")
+"""Of diffusers' backbones, whichever is there."""
+
+_UNUSED = (
+    "eta",
+    "variance",
+    "runge_kutta",
+    "fixed_point",
+    "start_noise",
+    "guidance_interval",
+    "guidance_rescale",
+    "guidance_by_distance",
+    "weaker",
+    "classifier",
+    "threshold",
+)
+
+
+class FlowCard(Section):
+    """What a flow's directory says of itself (`cellbridge.json`)."""
+
+    kind: Literal["flow"] = "flow"
+    recipe: FlowRecipe
+    targets: tuple[str, ...]
+    """The conditions that it was trained towards."""
+    network: ModelCard
+    """The backbone, its rows and plates as a base's; the schedule gives the units of its time."""
+    base_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class FittedFlow:
+    """A trained flow, what it was trained on, and its hash."""
+
+    velocity: NetworkVelocity
+    card: FlowCard
+    sha256: str
+
+
+def flow_network_config(recipe: FlowRecipe, network: NetworkConfig) -> NetworkConfig:
+    """Return the network of a flow: from noise it is also told the plate, by a token beside those it has."""
+    conditioning = network.conditioning
+    if recipe.kind == "control-flow" or "plate" in conditioning.parts:
+        return network
+    told = {"tokens": (*conditioning.parts, "plate")}
+    if "token_dropout" not in conditioning.model_fields_set:
+        told["token_dropout"] = PLATE_DROPOUT  # type: ignore[assignment]
+    return network.model_copy(update={"conditioning": conditioning.model_copy(update=told)})
+
+
+def build_flow_network(
+    card: FlowCard, *, seed: int, base: Base | None = None, init_from: Path | None = None
+) -> nn.Module:
+    """Build a flow's backbone: afresh with its last layer at zero, or with the weights of a base or of another flow.
+
+    From a base everything is taken that both have. A condition that the base does not know starts from its control's row. The last layer
+    stays the base's where the flow starts from noise and the base predicts v, which makes it the base's own probability flow, and else
+    starts at zero.
+
+    Raises
+    ------
+    ModelError : a weight of the base has no place, or one is missing.
+    """
+    network = build_network(card.network, seed=seed)
+    if init_from is not None:
+        load_weights(network, model_directory(init_from, "flow"))
+        return network
+    if base is not None:
+        _take_weights(network, base, card)
+    if base is None or not _keeps_last_layer(base, card.recipe):
+        _zero_last_layer(network)
+    return network
+
+
+def _keeps_last_layer(base: Base, recipe: FlowRecipe) -> bool:
+    schedule = base.card.schedule
+    return recipe.kind == "noise-flow" and schedule.prediction == "v" and schedule.variance == "fixed"
+
+
+def _take_weights(network: nn.Module, base: Base, card: FlowCard) -> None:
+    """Copy the base's backbone, but for a last layer of another shape and the embedding of conditions, of which each row is found by name."""
+    own, given = (dict(_backbone(part).state_dict()) for part in (network, base.network))
+    if not _keeps_last_layer(base, card.recipe):
+        given |= {name: own[name] for name in own if name.split(".")[0] in _LAST_LAYERS}
+    own_rows, given_rows = (weights.pop("class_embedding.weight", None) for weights in (own, given))
+    require_same_keys(given, own, source="the base")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(given[name])
+        if own_rows is not None and given_rows is not None:
+            own_rows.copy_(given_rows[_rows_by_name(card.network, base.card)])
+
+
+def _rows_by_name(own: ModelCard, base: ModelCard) -> list[int]:
+    """Return the base's row for each own one: of the same name, or the control's."""
+    known = {name: row for row, name in enumerate(base.conditions)}
+    return [NULL_ROW if row == NULL_ROW else known.get(name, CONTROL_ROW) for row, name in enumerate(own.conditions)]
+
+
+def _zero_last_layer(network: nn.Module) -> None:
+    backbone = _backbone(network)
+    layer: Any = next(getattr(backbone, name) for name in _LAST_LAYERS if hasattr(backbone, name))
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+def _backbone(network: nn.Module) -> nn.Module:
+    return network.backbone if isinstance(network, ConditionedBackbone) else network
+
+
+def flow_velocity(network: nn.Module, card: FlowCard) -> NetworkVelocity:
+    """Return a flow's velocity over its network."""
+    source: Literal["control", "noise"] = "control" if card.recipe.kind == "control-flow" else "noise"
+    return NetworkVelocity(network, build_schedule(card.network.schedule), source=source)
+
+
+def flow_translator(
+    velocity: NetworkVelocity, card: FlowCard, solver: SolverConfig, *, noise_level: float | None = None
+) -> Translator:
+    """Build the translator of a flow.
+
+    Parameters
+    ----------
+    solver : its steps, order, grid (uniform, or quadratic in the time that is left) and guidance_scale, the recipe's if not given.
+    noise_level : of the noise added to control cells, the recipe's if None.
+
+    Raises
+    ------
+    ConfigError : a setting that a flow has no use for.
+    """
+    require_flow_solver(solver)
+    recipe = card.recipe
+    scale = solver.guidance_scale if "guidance_scale" in solver.model_fields_set else recipe.guidance_scale
+    guided: Velocity = GuidedVelocity(velocity, scale, rows=len(card.network.conditions))
+    rows = {Condition.parse(name): card.network.row(name) for name in card.targets}
+    grid = times(solver.steps, grid="uniform" if solver.grid == "uniform" else "quadratic")
+    if recipe.kind == "control-flow":
+        level = recipe.noise_level if noise_level is None else noise_level
+        control = Condition.parse(card.network.control)
+        return ControlFlow(guided, rows, control=control, noise_level=level, grid=grid, order=solver.order)
+    if noise_level is not None:
+        raise ConfigError("noise-flow starts from noise alone: there is no noise level to set. Leave it out.")
+    return NoiseFlow(guided, rows, table=condition_table(card.network), grid=grid, order=solver.order)
+
+
+def require_flow_solver(solver: SolverConfig) -> None:
+    """Raise ConfigError where the solver has a setting that would do nothing."""
+    default = SolverConfig()
+    found = [name for name in _UNUSED if getattr(solver, name) != getattr(default, name)]
+    if solver.method != "flow":
+        found.append("method")
+    if solver.grid == "log_snr":
+        found.append("grid")
+    if "guidance_from" in solver.model_fields_set and solver.guidance_from == "control":
+        found.append("guidance_from")
+    if found:
+        raise ConfigError(
+            f"solver.{found[0]} = {getattr(solver, found[0])} does nothing for a flow, which has steps, order, grid (uniform or quadratic) and "
+            "guidance_scale (from no condition). Leave it out."
+        )
+
+
+def publish_flow(run: RunDir, network: nn.Module, *, ema: Mapping[str, Tensor], card: FlowCard) -> None:
+    """Publish the averaged weights: the diffusers backbone as `unet/`, what conditions it beside that, and the card."""
+    require_same_keys(dict(ema), dict(lora.trainable(network)), source="averaged weights")
+    network.load_state_dict(dict(ema), strict=False)
+    with publish_model(run, manifest={"kind": card.kind}) as directory:
+        backbone: Any = stock(network)
+        backbone.save_pretrained(directory / "unet", safe_serialization=True)
+        save_conditioning(network, directory)
+        write_text(directory / CARD, card.model_dump_json(indent=2) + "\n")
+
+
+def read_flow_card(path: Path) -> FlowCard:
+    """Read the card of a `fit-baseline` run.
+
+    Raises
+    ------
+    CheckpointError : the run has no finished model. ModelError : it is no flow.
+    """
+    directory = RunDir(path).require_model()
+    found = read_manifest(directory).get("kind")
+    if found != "flow":
+        raise ModelError(f"{directory}: holds a model of kind {found}, expected flow. Give a run of `fit-baseline`.")
+    try:
+        return FlowCard.model_validate(json.loads((directory / CARD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: holds no {CARD}; it was not made by cellbridge.") from None
+    except (ValueError, ValidationError) as error:
+        raise ModelError(f"{directory / CARD}: is not a flow's card ({str(error).splitlines()[0]}).") from None
+
+
+def load_flow(path: Path, *, device: torch.device | str = "cpu") -> FittedFlow:
+    """Open a `fit-baseline` run's model.
+
+    Raises
+    ------
+    CheckpointError : the run has no finished model. ModelError : it is no flow, or its weights and card do not fit together.
+    """
+    card = read_flow_card(path)
+    network = build_network(card.network, seed=0)
+    load_weights(network, RunDir(path).model)
+    velocity = flow_velocity(network, card).to(device).eval().requires_grad_(False)
+    return FittedFlow(velocity, card, fingerprint(path))

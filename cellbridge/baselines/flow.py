@@ -1,0 +1,279 @@
+"""Flow matching, as the peers use it: an ODE whose velocity was regressed on straight lines, from control cells or from noise.
+
+Along x_s = (1 - s) source + s target, the velocity that is expected at x_s carries the law of the sources to that of the targets:
+dx/ds = u(x, s) = E[target - source | x_s = x]. Where a source and its target are drawn by lot, as both recipes have it, the law comes out
+right and nothing says that a cell comes out as that cell: an ODE has no conditional spread, and its map is not the optimal one.
+
+References
+----------
+Lipman et al. 2023, "Flow matching for generative modeling", arXiv:2210.02747, eq. 9 and 23; Tong et al. 2023, arXiv:2302.00482, sec. 3.2
+(independent coupling). The recipes: Zhang et al. 2025, "CellFlux", arXiv:2502.09775, and Jones et al. 2026, "Elucidating the design space of
+flow matching for cellular microscopy", arXiv:2603.26790.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from cellbridge.conditions import Condition
+from cellbridge.diffusion.schedule import Schedule
+from cellbridge.errors import ConditionError, did_you_mean
+from cellbridge.networks.condition_table import ConditionTable
+from cellbridge.runtime import noise_per_image
+from cellbridge.translators.translator import Translator
+from cellbridge.typing import CellBatch, Images, Labels
+
+SourceOf = Literal["control", "noise"]
+
+
+class Velocity(nn.Module, ABC):
+    """u(x, s) for the condition of each image."""
+
+    @abstractmethod
+    def forward(self, x: Images, s: Tensor, labels: Labels) -> Images:
+        """Return dx/ds.
+
+        Parameters
+        ----------
+        s : (batch,), in [0, 1].
+        labels : row of the condition embedding, and the plate where the network is told it (`networks.condition_table`).
+        """
+
+
+@final
+class NetworkVelocity(Velocity):
+    """A diffusion backbone as a velocity.
+
+    Its time t is the one at which the schedule's SNR is that of the target in x_s, alpha / sigma = s / (1 - s): 0 steps at the target, and
+    T at the source. From control cells its output is u. From noise x_s is, up to the factor c = (s² + (1 - s)²)^½, a noisy image of the
+    schedule, so the network is given x_s / c and asked for v = alpha epsilon - sigma target, of which
+
+        u = ((2 s - 1) x_s / c - v) / c
+
+    is a fixed affine map: a base that predicts v starts at its own probability flow. An output of zero is no change from control cells, and
+    the linear guess for data of mean 0 and variance 1 from noise.
+
+    Parameters
+    ----------
+    network : called as `network(x, t, class_labels=labels, return_dict=False)[0]`.
+    """
+
+    angles: Tensor
+
+    def __init__(self, network: nn.Module, schedule: Schedule, *, source: SourceOf):
+        super().__init__()
+        self.network = network
+        self.source = source
+        table = schedule.angle(torch.arange(-1.0, schedule.steps, dtype=torch.float64))
+        self.register_buffer("angles", table.float(), persistent=False)
+
+    def forward(self, x: Images, s: Tensor, labels: Labels) -> Images:
+        """Return dx/ds in the type of `x` also where the network computes in a smaller one."""
+        return self.of(self.network, x, s, labels)
+
+    def of(self, network: nn.Module, x: Images, s: Tensor, labels: Labels) -> Images:
+        """Return what the velocity would be with another network of the kind, such as a compiled form of this one."""
+        if self.source == "control":
+            return self._output(network, x, s, labels)
+        at = _along(s, x)
+        c = (at.square() + (1 - at).square()).sqrt()
+        rescaled = x / c
+        return ((2 * at - 1) * rescaled - self._output(network, rescaled, s, labels)) / c
+
+    def times(self, s: Tensor) -> Tensor:
+        """Return the network's time at each s: from T - 1 at the source to -1, the clean image, at the target."""
+        wanted = torch.atan2(1 - s.float(), s.float()).contiguous()
+        upper = torch.searchsorted(self.angles, wanted).clamp(1, len(self.angles) - 1)
+        low, high = self.angles[upper - 1], self.angles[upper]
+        return upper - 2 + ((wanted - low) / (high - low)).clamp(0, 1)
+
+    def _output(self, network: nn.Module, x: Images, s: Tensor, labels: Labels) -> Images:
+        output: Images = network(x, self.times(s), class_labels=labels, return_dict=False)[0]
+        return output.to(x.dtype)
+
+
+@final
+class GuidedVelocity(Velocity):
+    """Push the velocity away from that of no condition: u_none + scale (u - u_none).
+
+    Scale 1 is the conditional velocity bit for bit, in one network call; any other takes two, as one batch. The plate stays as it is.
+
+    Parameters
+    ----------
+    rows : of the condition embedding, of which row 0 is no condition.
+
+    References
+    ----------
+    Ho & Salimans 2022, arXiv:2207.12598, eq. 6, with scale = 1 + w; CellFlux's code has w = 0.2, and Jones et al.'s scale 1.
+    """
+
+    def __init__(self, velocity: Velocity, scale: float, *, rows: int):
+        super().__init__()
+        self.velocity = velocity
+        self.scale = scale
+        self.rows = rows
+
+    def forward(self, x: Images, s: Tensor, labels: Labels) -> Images:
+        """Return the guided dx/ds."""
+        if self.scale == 1:
+            guided: Images = self.velocity(x, s, labels)
+            return guided
+        both = torch.cat([without_condition(labels, rows=self.rows), labels])
+        unconditional, conditional = self.velocity(torch.cat([x, x]), torch.cat([s, s]), both).chunk(2)
+        result: Images = unconditional + self.scale * (conditional - unconditional)
+        return result
+
+
+def without_condition(labels: Labels, *, rows: int) -> Labels:
+    """Return the labels of no condition on the same plates."""
+    return labels - labels % rows
+
+
+@torch.no_grad()
+def integrate(velocity: Velocity, x: Images, labels: Labels, *, grid: Tensor, order: Literal[1, 2] = 2) -> Images:
+    """Solve dx/ds = u from the first time of the grid to the last.
+
+    Parameters
+    ----------
+    grid : rising times in [0, 1], as `bridge.integrate.times` gives them. Steps are fixed, since those of an adaptive solver would make an
+        image depend on its batch.
+    order : 1 Euler; 2 the midpoint rule, two calls a step.
+    """
+
+    def slope(x: Images, at: float) -> Images:
+        found: Images = velocity(x, torch.full((len(x),), at, dtype=x.dtype, device=x.device), labels)
+        return found
+
+    for now, later in pairwise(grid.tolist()):
+        width = later - now
+        if order == 1:
+            x = x + width * slope(x, now)
+        else:
+            x = x + width * slope(x + width / 2 * slope(x, now), now + width / 2)
+    return x
+
+
+@final
+class ControlFlow(Translator):
+    """Follow the flow from a control cell, to which noise is added first, to a condition; pairs were drawn by lot within plates (CellFlux).
+
+    Parameters
+    ----------
+    velocity : guided or not.
+    rows : target → its row in the condition embedding.
+    control : what the sources are under.
+    noise_level : standard deviation of the noise that is added to a cell, in image units; 0 starts at the cell itself, which at any
+        level above is told from others by what the noise leaves of it.
+    grid, order : of `integrate`.
+    """
+
+    name = "control-flow"
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        rows: Mapping[Condition, int],
+        *,
+        control: Condition,
+        noise_level: float,
+        grid: Tensor,
+        order: Literal[1, 2] = 2,
+    ):
+        self.velocity = velocity
+        self.rows = dict(rows)
+        self.control = control
+        self.noise_level = noise_level
+        self.grid, self.order = grid, order
+
+    def translate(self, batch: CellBatch, *, target: Condition) -> CellBatch:
+        """Return the cells under `target`, in [-1, 1].
+
+        Raises
+        ------
+        ConditionError : the flow was not trained towards `target`, or a cell is not a control cell.
+        """
+        row = _row(self.name, self.rows, target)
+        others = sorted(set(batch.conditions) - {self.control.name})
+        if others:
+            raise ConditionError(
+                f'{self.name}: it starts from {self.control.name} alone, found a cell of "{others[0]}".'
+            )
+        start = batch.images
+        if self.noise_level:
+            start = start + self.noise_level * _noise(batch)
+        return _carried(self.velocity, start, torch.full_like(batch.seeds, row), batch, target, self.grid, self.order)
+
+
+@final
+class NoiseFlow(Translator):
+    """Follow the flow from noise of the cell's seed to a condition on the cell's plate: a new cell, of which the source says nothing but where
+    it lay (Jones et al.).
+
+    Parameters
+    ----------
+    velocity : guided or not.
+    rows : target → its row in the condition embedding.
+    table : rows and plates that the network knows; a plate that it does not know takes the row of no plate.
+    grid, order : of `integrate`.
+    """
+
+    name = "noise-flow"
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        rows: Mapping[Condition, int],
+        *,
+        table: ConditionTable,
+        grid: Tensor,
+        order: Literal[1, 2] = 2,
+    ):
+        self.velocity = velocity
+        self.rows = dict(rows)
+        self.table = table
+        self.grid, self.order = grid, order
+
+    def translate(self, batch: CellBatch, *, target: Condition) -> CellBatch:
+        """Return a cell of `target` for each seed and plate, in [-1, 1].
+
+        Raises
+        ------
+        ConditionError : the flow was not trained on `target`.
+        """
+        row = _row(self.name, self.rows, target)
+        labels = torch.tensor([self.table.label(row, plate=plate) for plate in batch.plates], dtype=torch.int64)
+        labels = labels.to(batch.images.device)
+        return _carried(self.velocity, _noise(batch), labels, batch, target, self.grid, self.order)
+
+
+def _carried(
+    velocity: Velocity,
+    start: Images,
+    labels: Labels,
+    batch: CellBatch,
+    target: Condition,
+    grid: Tensor,
+    order: Literal[1, 2],
+) -> CellBatch:
+    images = integrate(velocity, start, labels, grid=grid, order=order).clamp(-1, 1)
+    return replace(batch, images=images, conditions=(target.name,) * len(images))
+
+
+def _row(name: str, rows: Mapping[Condition, int], target: Condition) -> int:
+    if target not in rows:
+        known = [condition.name for condition in rows]
+        raise ConditionError(f'{name}: the flow was not trained on "{target.name}".{did_you_mean(target.name, known)}')
+    return rows[target]
+
+
+def _noise(batch: CellBatch) -> Images:
+    return noise_per_image(batch.seeds, tuple(batch.images.shape[1:]), purpose="source of a flow").to(batch.images)
+
+
+def _along(s: Tensor, x: Tensor) -> Tensor:
+    return s.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
