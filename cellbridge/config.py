@@ -411,6 +411,77 @@ class BridgeConfig(Section):
     """Of a simulation; the mixture's plan is drawn in one."""
 
 
+class TransportConfig(Section):
+    """How the cells of a plate are coupled."""
+
+    cost: Literal["principal", "projection", "pixels"] = "principal"
+    """½|x - y|² of: leading components of the images, whitened by each plate's control cells; a random projection of them; the images."""
+    components: PositiveInt = Field(default=32, le=256)
+    """Of `principal`."""
+    width: PositiveInt = Field(default=256, le=4096)
+    """Of `projection`."""
+    stratum: int = Field(default=1024, ge=2)
+    """Most cells on a side of one coupling."""
+    reg_rel: float = Field(default=0.0, ge=0.0)
+    """Regularisation as a share of the costs' standard deviation; 0 gives each source its one target."""
+    tau: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Below 1 (0.9 to 1) outliers keep some of their mass; needs reg_rel."""
+    across_plates: bool = False
+    """Pair targets on a plate without control cells with those of other plates, which teaches the difference of plates, too."""
+
+    @model_validator(mode="after")
+    def _unbalanced_needs_reg(self) -> "TransportConfig":
+        if self.tau < 1 and self.reg_rel == 0:
+            raise ValueError(
+                f"tau = {self.tau:g}: only an entropic coupling can be unbalanced; set reg_rel, such as 0.05"
+            )
+        return self
+
+
+class ImageBridgeConfig(Section):
+    """A bridge between images of a control and of conditions."""
+
+    sigma_rel: float | tuple[float, float] = (0.05, 0.4)
+    """Volatility over the pixels' standard deviation: how much of the cell need not be kept. Of a range the network learns all, and
+    `translate` chooses."""
+    coupling: Literal["ot", "independent"] = "ot"
+    """Of the pairs of a plate: at least cost, or by lot (bridge matching)."""
+    align: bool = False
+    """Turn the target of a pair to the nearest of its eight orientations."""
+    train: Literal["full", "lora", "scratch"] = "full"
+    """All weights of the base; an adapter with the first and last layer, the time embedding and the rows of the conditions; or none of it."""
+    clock: Literal["endpoint", "noise", "elapsed"] = "endpoint"
+    """What stands for the diffusion's time: how much of the end is in the image, how much noise is in it, or how far it has come."""
+    held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the training cells that judge the bridge and do not train it."""
+    looks: PositiveInt = 4
+    """How often held-out cells are looked at."""
+    imf_rounds: int = Field(default=0, ge=0)
+    """Rounds of iterative Markovian fitting after the training, each kept only if held-out cells say so."""
+    imf_steps: PositiveInt = 200
+    """Optimiser steps of a round."""
+    imf_replay: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Share of the pairs of a round that are those of the coupling, and not simulated."""
+    simulation_steps: PositiveInt = 10
+    """Of a simulation, in training."""
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and the highest volatility."""
+        return self.sigma_rel if isinstance(self.sigma_rel, tuple) else (self.sigma_rel, self.sigma_rel)
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> "ImageBridgeConfig":
+        low, high = self.sigma_range
+        if low <= 0:
+            raise ValueError(
+                f"sigma_rel = {low:g}: without volatility there is no bridge; give a positive number, such as 0.1"
+            )
+        if low > high:
+            raise ValueError(f"sigma_rel = [{low:g}, {high:g}]: the first is above the second; swap them")
+        return self
+
+
 FlowKind = Literal["control-flow", "noise-flow"]
 """`control-flow`: from control cells of the plate to a condition (CellFlux); `noise-flow`: from noise, told condition and plate."""
 
