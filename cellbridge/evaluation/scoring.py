@@ -21,6 +21,7 @@ from cellbridge.evaluation.noise_references import judge_x_T, x_T_section
 from cellbridge.evaluation.nuclei import judge_nuclei
 from cellbridge.evaluation.overlap import judge_overlap
 from cellbridge.evaluation.places import judge_places
+from cellbridge.evaluation.spread import judge_spread
 from cellbridge.evaluation.stains import judge_stains
 from cellbridge.evaluation.target import Part, Target, images_of
 from cellbridge.metrics.affine_share import affine_share
@@ -75,6 +76,8 @@ def score(target: Target, classifier: Mapping[str, Any]) -> Scored:
     scores = score_target(target.arms, draws_of(target.sights.reference, comparison), truth=truth, judge=scoring)
     scores["rows"] = _with_count(scores["rows"], count_row(target))
     parts = {name: make(target) for name, make in _SECTIONS.items()}
+    spread = judge_spread(target)
+    parts |= {} if spread is None else {"spread": spread}
     noise = _noise(target)
     metrics = {
         "target": comparison.target,
