@@ -189,7 +189,9 @@ def _sights(config: Config, described: "Described", stores: "Mapping[str, Any]")
     for name in described.beside:
         of_model |= dict.fromkeys(stores_by_model([stores[name]]), name)
     beside = {
-        role: {m: stores[described.beside[name][role]] for m, name in of_model.items() if role in described.beside[name]}
+        role: {
+            m: stores[described.beside[name][role]] for m, name in of_model.items() if role in described.beside[name]
+        }
         for role in ("round_trip", "x_T_references")
     }
     return Sights(
