@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from conditioning_table import draw, markdown, summary
 from numpy.typing import NDArray
+from synthetic_world import make_world
 from torch import Tensor
 
 import cellbridge  # noqa: F401  (before diffusers)
@@ -37,7 +38,7 @@ from cellbridge.metrics.content import best_possible, cell_squared_error, channe
 from cellbridge.networks.classifier import logits_of
 from cellbridge.runs import write_json
 from cellbridge.runtime import derive_seed, generator
-from cellbridge.stages import prepare, pretrain, synthesize, train_classifier
+from cellbridge.stages import pretrain, synthesize
 from cellbridge.typing import CellBatch
 
 Floats = NDArray[np.floating]
@@ -140,21 +141,6 @@ class Judge:
             "norm": {name: norm[name] / float(np.linalg.norm(real[name])) for name in CONDITIONS},
             "error": dict(zip(CONDITIONS, error.tolist(), strict=True)),
         }
-
-
-def make_cells(out: Path) -> None:
-    """Render and prepare the plates and train the classifier, as far as that is not done."""
-    plates, store, truth, classifier = (out / name for name in ("plates", "store.zarr", "truth.zarr", "classifier"))
-    if not plates.exists():
-        study = {"plates": PLATES, "test_plates": HELD_OUT, "conditions": CONDITIONS, "wells": (6,)}
-        synthesize.run(synthesize.Config(**study), out=plates)
-    if not store.exists():
-        split = prepare.SplitConfig(test=HELD_OUT)
-        prepare.run(prepare.Config(manifest=plates / "manifest.yaml", size_px=16, crop_px=32, split=split), out=store)
-    if not truth.exists():
-        prepare.run(prepare.Config(manifest=plates / "truth/manifest.yaml", crops_from=store), out=truth)
-    if not (classifier / "model").exists():
-        train_classifier.run(train_classifier.Config(store=store, device="cpu"), out=classifier)
 
 
 def make_judge(out: Path) -> Judge:
@@ -269,7 +255,8 @@ def held_out_loss(base: assembly.Base, store: Store) -> dict[str, float]:
 
 def ablate(out: Path, schemes: list[str], seeds: list[int], seconds: float) -> None:
     """Train and judge what is not done, all schemes of a seed before the next seed."""
-    make_cells(out)
+    plates = synthesize.Config(plates=PLATES, test_plates=HELD_OUT, conditions=CONDITIONS, wells=(6,))
+    make_world(out, plates, size_px=16, crop_px=32)
     judge, store, steps = make_judge(out), open_store(out / "store.zarr"), plan(out, seconds)["steps"]
     write_json(out / "bounds.json", bounds(judge))
     for seed in seeds:

@@ -3,20 +3,14 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from seed_means import Entry, shown
+from seed_means import entry as mean_entry
 
 DOSES = "taxol@1 | taxol@0.1"
 """The pair of conditions that is one compound, whose effects should be alike."""
-
-
-class Entry(NamedTuple):
-    """A mean over training seeds, its standard error (NaN of one seed), and how many they were (0 where no model is judged)."""
-
-    value: float
-    error: float
-    seeds: int
 
 
 Table = dict[str, dict[str, Entry]]
@@ -30,7 +24,7 @@ def summary(out: Path, schemes: Iterable[str]) -> Table:
     for scheme in schemes:
         rows = [_columns(result) for result in results if result["scheme"] == scheme]
         if rows:
-            table[scheme] = {column: _entry([each[column] for each in rows]) for column in rows[0]}
+            table[scheme] = {column: mean_entry([each[column] for each in rows]) for column in rows[0]}
     for name, found in json.loads((out / "bounds.json").read_text()).items():
         table[name] = {column: Entry(value, np.nan, 0) for column, value in _columns(found).items()}
     return table
@@ -89,14 +83,9 @@ def _mean(by_name: Mapping[str, float]) -> float:
     return float(np.mean(list(by_name.values())))
 
 
-def _entry(values: list[float]) -> Entry:
-    n = len(values)
-    return Entry(float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else np.nan, n)
-
-
 def _text(column: str, entry: Entry) -> str:
     scale, digits = (100, 0) if column.startswith("hit") else (1, 3)
     if column in ("CPU-s", "parameters"):
         digits = 0
-    spread = "" if np.isnan(entry.error) or column == "parameters" else f" ± {scale * entry.error:.{max(digits, 1)}f}"
-    return f"{scale * entry.value:,.{digits}f}{spread}"
+    alone = entry._replace(error=np.nan) if column == "parameters" else entry
+    return shown(alone, digits=digits, factor=scale)
