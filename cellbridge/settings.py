@@ -220,6 +220,8 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     node: Any = model
     for part in path:
+        if part.isdecimal():  # a position in a list of sections
+            continue
         field = getattr(node, "model_fields", {}).get(part)
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         node = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

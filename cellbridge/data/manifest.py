@@ -8,6 +8,7 @@ import yaml
 from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from cellbridge import settings
+from cellbridge.data.fetch.section import Fetch
 from cellbridge.data.layout import PlateFormat
 from cellbridge.errors import ConfigError, ManifestError
 from cellbridge.settings import Section
@@ -71,6 +72,8 @@ class Manifest(Section):
     """Number of wells of the plates."""
     objects: str | None = None
     """Table of known objects (plate, well, site, x, y and columns to be joined to the nearest cell), relative to the root."""
+    fetch: Fetch | None = None
+    """Where the files come from, for `cellbridge fetch`."""
 
     @property
     def full_scale(self) -> int:
