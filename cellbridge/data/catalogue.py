@@ -42,13 +42,13 @@ def _require_unique(rows: Sequence[ImageRow], manifest: Manifest) -> None:
             [*parts, "Metadata_Compound", "Metadata_Concentration"] if row.metadata.get("Metadata_Origin") else parts
         )
         key = tuple(row.metadata.get(name, "") for name in names)
-        if manifest.kind == "crops":
+        if not manifest.holds_fields:
             if not row.metadata.get("Metadata_Cell"):
                 continue
             key = (*key, row.metadata["Metadata_Cell"])
         first = seen.setdefault(key, row)
         if first is not row:
-            cell = f" cell {row.metadata['Metadata_Cell']}" if manifest.kind == "crops" else ""
+            cell = f" cell {row.metadata['Metadata_Cell']}" if not manifest.holds_fields else ""
             raise ManifestError(
                 f"{row.where}: {row.place}{cell} is listed already, in {first.where}. Remove one of the two rows."
             )

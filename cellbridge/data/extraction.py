@@ -82,7 +82,7 @@ def nucleus_images(rows: Sequence[ImageRow], manifest: Manifest, *, flats: Flats
     """Yield the nucleus channel of some rows; crops that cannot be read are passed over, since they are told of later."""
     name = manifest.nucleus_channel or ""
     for row in rows:
-        if manifest.kind == "load_data":
+        if manifest.holds_fields:
             image = read_field(row, [name], full_scale=manifest.full_scale)
             yield corrected(image, row, [name], flats=flats, full_scale=manifest.full_scale)[0]
         else:
@@ -154,10 +154,10 @@ def cells_of_crops(
 
 def read_one_crop(row: ImageRow, manifest: Manifest) -> Array:
     """Return a crop (channel, y, x) with all channels of its file; raise ImageError where its md5 is not the table's."""
-    file, expected = row.images[""], row.digests.get("")
-    image = read_crop(file, channels=len(manifest.channels), axes=manifest.axes, full_scale=manifest.full_scale)
-    if expected and file_md5(file) != expected:
-        raise ImageError(f"{file}: md5 is not the table's {expected}. Copy it again.")
+    plane, expected = row.images[""], row.digests.get("")
+    image = read_crop(plane, channels=len(manifest.channels), axes=manifest.axes, full_scale=manifest.full_scale)
+    if expected and file_md5(plane.file) != expected:
+        raise ImageError(f"{plane}: md5 is not the table's {expected}. Copy it again.")
     return image
 
 

@@ -1,23 +1,28 @@
-"""Image files into arrays of counts: TIFF, PNG and NumPy files, read whole and checked, never executed."""
+"""Images into arrays of counts: TIFF, PNG, BMP and NumPy files and Zarr arrays, read whole and checked, never executed."""
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from cellbridge.data.planes import Plane
+from cellbridge.data.zarr_planes import is_zarr_array, read_zarr
 from cellbridge.errors import ImageError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png", ".bmp", ".npy")
+PARTIAL_SUFFIXES = (".incomplete", ".part", ".partial")
+"""What a file is called while it is being copied or downloaded."""
 Counts = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
 
 # Damage is told in one line by the errors below, not by tifffile's log as well.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-def read_plane(file: Path, *, full_scale: int) -> Counts:
+def read_plane(source: Plane | Path, *, full_scale: int) -> Counts:
     """Read one channel of a field: (y, x), uint8 or uint16.
 
     Raises
@@ -25,15 +30,18 @@ def read_plane(file: Path, *, full_scale: int) -> Counts:
     ImageError : the file is missing, empty, truncated, of another format, not one plane, not 8 or 16 bit unsigned, or holds a
         count above the full scale.
     """
-    image = _read(file)
+    image = _read(source)
     if image.ndim > 2:
         image = image.reshape([n for n in image.shape if n > 1] or [1, 1])
     if image.ndim != 2:
-        raise ImageError(f"{file}: shape {image.shape}, expected one plane (y, x). Split it into one file per channel.")
-    return _checked(file, image, full_scale)
+        raise ImageError(
+            f"{source}: shape {image.shape}, expected one plane (y, x). Split it into one file per channel, or name the page or "
+            "part that is meant, as in file.tif[0]."
+        )
+    return _checked(source, image, full_scale)
 
 
-def read_crop(file: Path, *, channels: int, axes: Literal["HWC", "CHW"] | None, full_scale: int) -> Counts:
+def read_crop(file: Plane | Path, *, channels: int, axes: Literal["HWC", "CHW"] | None, full_scale: int) -> Counts:
     """Read a crop of one cell: (channel, y, x), from a file with its channels last (HWC) or first (CHW).
 
     Raises
@@ -67,7 +75,7 @@ def read_array(file: Path) -> np.ndarray:
     ------
     ImageError : the file is missing, empty, truncated, damaged or of another format.
     """
-    return _read(file, png=True)
+    return _read(file)
 
 
 def digest(image: np.ndarray) -> bytes:
@@ -81,7 +89,7 @@ def file_md5(file: Path) -> str:
 
 
 def require_all(problems: Iterable[str], *, total: int, show: int = 5) -> None:
-    """Raise one ImageError that counts the problems found among `total` images and shows the first few."""
+    """Raise one ImageError that counts the problems found among `total` images, shows the first few and holds all."""
     found = list(problems)
     if not found:
         return
@@ -90,28 +98,56 @@ def require_all(problems: Iterable[str], *, total: int, show: int = 5) -> None:
     raise ImageError(f"{len(found)} of {total} images cannot be used: {first}{more}")
 
 
-def _read(file: Path, *, png: bool = False) -> np.ndarray:
-    reader: Callable[[Path], np.ndarray] = _read_tiff if file.suffix.lower() in TIFF_SUFFIXES else _read_numpy
-    if png and file.suffix.lower() == ".png":
-        reader = _read_png
+def _read(source: Plane | Path) -> np.ndarray:
+    plane = source if isinstance(source, Plane) else Plane(source)
+    file = plane.file
+    if is_zarr_array(file):
+        return read_zarr(file, plane.index)
     try:
         size = file.stat().st_size
     except OSError:
-        raise ImageError(f"{file}: no such file. Copy it there, or remove its row.") from None
+        raise ImageError(f"{file}: no such file{_left_over(file)}. Copy it there, or remove its row.") from None
     if not file.is_file():
         raise ImageError(f"{file}: is no file. Correct the path in the table.")
     if size == 0:
         raise ImageError(f"{file}: is empty (0 bytes). Copy it again.")
-    return reader(file)
+    suffix = file.suffix.lower()
+    if suffix in TIFF_SUFFIXES:
+        return _read_tiff(plane)
+    if suffix == ".npy":
+        return _part(plane, _read_numpy(file))
+    if suffix in (".png", ".bmp"):
+        return _part(plane, _read_png(file) if suffix == ".png" else _read_bmp(file))
+    raise ImageError(f"{file}: is none of TIFF (.tif, .tiff), .png, .bmp and .npy. Convert it.")
 
 
-def _read_tiff(file: Path) -> np.ndarray:
+def _left_over(file: Path) -> str:
+    """Say so where a copy of the file was begun and not finished."""
+    found = next((file.name + end for end in PARTIAL_SUFFIXES if (file.parent / (file.name + end)).exists()), None)
+    return f", only {found}, a copy that was not finished" if found else ""
+
+
+def _part(plane: Plane, image: np.ndarray) -> np.ndarray:
+    if len(plane.index) > image.ndim or any(i >= n for i, n in zip(plane.index, image.shape, strict=False)):
+        raise ImageError(f"{plane}: outside the shape {image.shape} (indices count from 0). Correct the table.")
+    part: np.ndarray = image[plane.index] if plane.index else image
+    return part
+
+
+def _read_tiff(plane: Plane) -> np.ndarray:
     import tifffile
 
+    file = plane.file
     try:
         with tifffile.TiffFile(file) as tiff:
             _require_whole(file, tiff)
-            return tiff.asarray()
+            if not plane.index:
+                return tiff.asarray()
+            if len(plane.index) > 1 or plane.index[0] >= len(tiff.pages):
+                raise ImageError(
+                    f"{plane}: no such page; the file has {len(tiff.pages)}, counted from 0. Correct the table."
+                )
+            return np.asarray(tiff.pages[plane.index[0]].asarray())
     except ImageError:
         raise
     # Damaged files make the decoders raise whatever they stumble over.
@@ -133,6 +169,19 @@ def _read_png(file: Path) -> np.ndarray:
         raise ImageError(f"{file}: cannot be decoded ({reason}). Copy it again.") from None
 
 
+def _read_bmp(file: Path) -> np.ndarray:
+    import imagecodecs
+
+    data = file.read_bytes()
+    if len(data) < int.from_bytes(data[2:6], "little"):  # its header's own size
+        raise ImageError(f"{file}: is truncated ({len(data)} bytes). Copy it again.")
+    try:
+        return np.asarray(imagecodecs.bmp_decode(data))
+    except Exception as error:  # the codec raises its own kinds
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ImageError(f"{file}: cannot be decoded ({reason}). Copy it again.") from None
+
+
 def _require_whole(file: Path, tiff: Any) -> None:
     """Refuse a file whose pixels end before their index says; some decoders would fill in zeros."""
     size = file.stat().st_size
@@ -145,8 +194,6 @@ def _require_whole(file: Path, tiff: Any) -> None:
 
 
 def _read_numpy(file: Path) -> np.ndarray:
-    if file.suffix.lower() != ".npy":
-        raise ImageError(f"{file}: is neither TIFF (.tif, .tiff) nor .npy. Convert it.")
     try:
         loaded: np.ndarray = np.load(file, allow_pickle=False)
         return loaded
@@ -155,7 +202,7 @@ def _read_numpy(file: Path) -> np.ndarray:
         raise ImageError(f"{file}: is no whole .npy array of numbers ({reason}). Copy it again.") from None
 
 
-def _checked(file: Path, image: np.ndarray, full_scale: int) -> Counts:
+def _checked(file: Plane | Path, image: np.ndarray, full_scale: int) -> Counts:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{file}: type {image.dtype}, expected uint8 or uint16. Convert it without rescaling.")
     if image.dtype == np.uint8 and full_scale > 255:

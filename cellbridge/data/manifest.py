@@ -76,6 +76,11 @@ class Manifest(Section):
     """Where the files come from, for `cellbridge fetch`."""
 
     @property
+    def holds_fields(self) -> bool:
+        """Whether the images are fields of view, to be segmented and cut; otherwise they are ready-made crops."""
+        return self.kind != "crops"
+
+    @property
     def full_scale(self) -> int:
         """The largest count."""
         return 2**self.bits - 1
@@ -112,7 +117,7 @@ class Manifest(Section):
             raise ValueError(f'channel "{repeated[0]}" is listed twice')
         if not self.stains:
             raise ValueError("every channel is left out")
-        if self.kind == "load_data" and self.nucleus_channel is None:
+        if self.holds_fields and self.nucleus_channel is None:
             raise ValueError("nucleus_channel is missing; name the stain that shows the nuclei")
         return self
 

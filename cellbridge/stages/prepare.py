@@ -147,7 +147,7 @@ def _check(config: Config) -> _Task:
 
 def _check_source(config: Config, manifest: Manifest, source: StoreInfo) -> None:
     """Refuse settings that do not fit the store whose cells are cut again."""
-    if manifest.kind != "load_data":
+    if not manifest.holds_fields:
         raise ConfigError("crops_from: cells can be cut again out of fields only; this manifest's kind is crops.")
     for what, own, theirs in (
         ("channels", manifest.stains, source.channels),
@@ -175,14 +175,14 @@ def _splits(rows: "Sequence[ImageRow]", split: SplitConfig) -> dict[tuple[str, s
 
 
 def _unit(task: _Task) -> str:
-    return "fields" if task.manifest.kind == "load_data" else "crops"
+    return "fields" if task.manifest.holds_fields else "crops"
 
 
 def _survey(task: _Task) -> "Flats":
     """Look at every field, and return each plate's light; ready-made crops and known cells are looked at as they are read."""
     from cellbridge.data.survey import survey_fields
 
-    if task.manifest.kind == "crops" or task.source is not None:
+    if not task.manifest.holds_fields or task.source is not None:
         return {}
     with bar("survey", total=len(task.rows), unit=_unit(task)) as progress:
         return survey_fields(
@@ -216,7 +216,7 @@ def _measured_nucleus_px(task: _Task, flats: "Flats") -> float:
     from cellbridge.data.extraction import nucleus_images
     from cellbridge.data.segmentation import typical_nucleus_px
 
-    sample = _SAMPLE_FIELDS if task.manifest.kind == "load_data" else _SAMPLE_CROPS
+    sample = _SAMPLE_FIELDS if task.manifest.holds_fields else _SAMPLE_CROPS
     step = max(1, len(task.rows) // sample)
     return typical_nucleus_px(nucleus_images(task.rows[::step], task.manifest, flats=flats))
 
@@ -228,7 +228,7 @@ def _extract(
 
     if task.source is not None:
         return _extract_again(task, geometry, advance=advance)
-    if task.manifest.kind == "load_data":
+    if task.manifest.holds_fields:
         return cells_of_fields(task.rows, task.manifest, geometry, flats=flats, splits=task.splits, advance=advance)
     return cells_of_crops(task.rows, task.manifest, geometry, splits=task.splits, advance=advance)
 
@@ -307,7 +307,7 @@ def _attributes(task: _Task, collector: "Collector", geometry: "Geometry", flats
             "crops_from_sha256": runs.fingerprint(source.path),
             "split": source.attributes.get("split"),
         }
-    if manifest.kind == "load_data":
+    if manifest.holds_fields:
         attributes["illumination"] = {
             plate: {channel: list(flat.coefficients) for channel, flat in channels.items()}
             for plate, channels in sorted(flats.items())

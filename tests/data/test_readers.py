@@ -9,6 +9,7 @@ from cellbridge.conditions import Condition
 from cellbridge.data.annotation import aliases, annotate, condition_of, is_control, require_control
 from cellbridge.data.catalogue import read_catalogue
 from cellbridge.data.manifest import Manifest
+from cellbridge.data.planes import Plane
 from cellbridge.data.readers.crop_table import read_crop_table
 from cellbridge.data.readers.load_data import read_load_data
 from cellbridge.data.readers.platemap import read_platemaps
@@ -90,7 +91,7 @@ def test_a_table_that_is_wrong_is_refused_with_its_row(data: bytes, message: str
 )
 def test_the_forms_of_load_data_give_the_same_rows(header: str, tmp_path: Path) -> None:
     (row,) = load_data(tmp_path, header + "\nd.tif,images/,e.tif,images,0001053597806,b3,2\n")
-    assert row.images == {"DNA": tmp_path / "images/d.tif", "ER": tmp_path / "images/e.tif"}
+    assert row.images == {"DNA": Plane(tmp_path / "images/d.tif"), "ER": Plane(tmp_path / "images/e.tif")}
     assert (row.plate, row.well, row.site) == ("0001053597806", "B03", "2")
     assert row.where == "load_data.csv row 2"
 
@@ -101,7 +102,7 @@ def test_urls_are_mapped_to_the_root_and_illumination_columns_passed_over(tmp_pa
         "p,A01,s3://k/cpg/d.tiff,s3://k/cpg/e.tiff,s3://k/x.npy,s3://k/y.npy\n"
     )
     (row,) = load_data(tmp_path, text, prefixes={"s3://k/": "local"})
-    assert row.images == {"DNA": tmp_path / "local/cpg/d.tiff", "ER": tmp_path / "local/cpg/e.tiff"}
+    assert row.images == {"DNA": Plane(tmp_path / "local/cpg/d.tiff"), "ER": Plane(tmp_path / "local/cpg/e.tiff")}
     assert row.site == "1"
     with pytest.raises(ManifestError, match=r"row 2 URL_OrigDNA: .* is a URL"):
         load_data(tmp_path, text)
@@ -128,7 +129,7 @@ def test_load_data_that_is_wrong_is_refused_with_row_and_field(text: str, messag
 def test_a_crop_table_keeps_its_metadata_and_sums(tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("path,Metadata_Plate,Metadata_Well,Metadata_MOA,md5\na/c.npy,p,b2,x,ABC\n")
     (row,) = read_crop_table(manifest(kind="crops", tables=("cells.csv",)), tmp_path)
-    assert row.images == {"": tmp_path / "a/c.npy"}
+    assert row.images == {"": Plane(tmp_path / "a/c.npy")}
     assert row.metadata == {"Metadata_Plate": "p", "Metadata_Well": "B02", "Metadata_MOA": "x", "Metadata_Site": "1"}
     assert row.digests == {"": "abc"}
 

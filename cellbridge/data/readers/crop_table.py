@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cellbridge.data.manifest import Manifest, resolve_path
+from cellbridge.data.planes import Plane, split_index
 from cellbridge.data.readers.load_data import place_metadata
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
@@ -28,11 +29,12 @@ def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     for index, row in enumerate(table.rows):
         where = table.where(index)
         values = {name: row[name] for name in kept}
-        file = resolve_path(row["path"], root, where=f"{where} path", prefixes=manifest.prefixes)
+        text, part = split_index(row["path"])
+        file = resolve_path(text, root, where=f"{where} path", prefixes=manifest.prefixes)
         rows.append(
             ImageRow(
                 metadata=place_metadata(values, plate_format=manifest.plate_format, where=where),
-                images={"": file},
+                images={"": Plane(file, part)},
                 where=where,
                 digests={"": row["md5"].lower()} if row.get("md5") else {},
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cellbridge.data.layout import parse_well
 from cellbridge.data.manifest import Manifest, resolve_path
+from cellbridge.data.planes import Plane
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
 from cellbridge.errors import ManifestError, did_you_mean
@@ -53,7 +54,10 @@ def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
         rows.append(
             ImageRow(
                 metadata=place_metadata(values, plate_format=manifest.plate_format, where=table.where(index)),
-                images={c: _path(row, files[c], manifest, root, table.where(index)) for c in manifest.channels_to_read},
+                images={
+                    channel: Plane(_path(row, files[channel], manifest, root, table.where(index)))
+                    for channel in manifest.channels_to_read
+                },
                 where=table.where(index),
             )
         )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cellbridge.data.planes import Plane
+
 
 @dataclass(frozen=True)
 class ImageRow:
@@ -11,15 +13,18 @@ class ImageRow:
     Parameters
     ----------
     metadata : `Metadata_*` → text.
-    images : channel → file; for a crop, which holds all channels, the one key "".
+    images : channel → where its pixels lie; for a crop, which holds all channels, the one key "".
     where : table and row, for messages.
-    digests : key of `images` → the md5 that the table gives.
+    digests : key of `images` → the md5 of the file that the table gives.
+    illumination : channel → the .npy file of the illumination function that its counts are to be divided by, where the tables
+        name one.
     """
 
     metadata: dict[str, str]
-    images: dict[str, Path]
+    images: dict[str, Plane]
     where: str
     digests: dict[str, str] = field(default_factory=dict)
+    illumination: dict[str, Path] = field(default_factory=dict)
 
     @property
     def plate(self) -> str:
