@@ -27,6 +27,10 @@ class StoreError(CellbridgeError):
     """A store that is missing, incomplete, damaged or unfit for the request."""
 
 
+class FetchError(CellbridgeError):
+    """A file that cannot be fetched whole and right, or an archive that may not be unpacked."""
+
+
 class ConditionError(CellbridgeError):
     """A compound or dose that the data does not contain."""
 
