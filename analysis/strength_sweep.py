@@ -1,0 +1,193 @@
+"""How much of the cell is kept against how much of the condition is reached: the bridge over its volatility, SDEdit over its strength.
+
+    python analysis/strength_sweep.py --run runs/demo-seed1 --out DIR            the same command again continues
+    python analysis/strength_sweep.py --run runs/demo-seed1 --out DIR --table    the Markdown table and the figure of what is there
+
+--run is what `make demo` or `make study` wrote: store, base, adapters, bridge, classifier and, of synthetic cells, the truth. The bridge has to
+be trained over a range of volatilities (`bridge.sigma_rel=[0.05, 0.4]`); strengths outside of it are left out. Every setting translates the
+same held-out cells, and one `evaluate` judges all of them beside the null rows.
+
+kept: 1 - the cost of the pairs, 1 where output and source are paired as cheaply as any, 0 as if cells had been exchanged at random.
+reached: share of outputs that the classifier takes for the condition.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from commands import Failed, call, options
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BRIDGE = (0.05, 0.1, 0.2, 0.3, 0.4)
+"""sigma_rel: volatility over the standard deviation of pixels."""
+SDEDIT = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
+"""Share of the way to noise."""
+DIFFUSION = ("--set", "solver.steps=13", "--set", "solver.guidance_scale=1.5")
+
+
+class Setting(NamedTuple):
+    """A way to translate: its family, its strength, and what `translate` is told; nothing is said of DDIB's strength."""
+
+    family: str
+    strength: float | None
+    command: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What Metadata_Model says."""
+        return self.family if self.strength is None else f"{self.family} {self.strength:g}"
+
+
+class Point(NamedTuple):
+    """One row of one target."""
+
+    name: str
+    family: str
+    strength: float | None
+    kept: float
+    reached: float
+    error: float | None
+
+
+def settings(run: Path) -> list[Setting]:
+    """Return every setting that the run has the models for."""
+    bridge = run / "bridge"
+    low, high = _range(bridge)
+    adapters = options("--adapter", sorted((run / "adapters").iterdir()))
+    diffusion = ("--base", str(run / "base"), *adapters, *DIFFUSION)
+    over_bridge = ("--method", "bridge", "--bridge", str(bridge))
+    return [
+        *(Setting("bridge", s, (*over_bridge, "--strength", str(s))) for s in BRIDGE if low <= s <= high),
+        *(Setting("SDEdit", s, ("--method", "sdedit", "--strength", str(s), *diffusion)) for s in SDEDIT),
+        Setting("DDIB", None, ("--method", "ddib", *diffusion)),
+    ]
+
+
+def _range(bridge: Path) -> tuple[float, float]:
+    """Return the volatilities that a bridge was trained over, a little widened for rounding."""
+    from cellbridge.assembly.bridges import load_bridge
+
+    found = load_bridge(bridge, device="cpu")
+    low, high = (reg**0.5 / found.image_std for reg in found.reg)
+    return 0.999 * low, 1.001 * high
+
+
+def translate(run: Path, out: Path, setting: Setting, *, cells: int) -> Path:
+    """Translate the held-out cells, if that was not done."""
+    store = out / f"{setting.name.lower().replace(' ', '_')}.zarr"
+    if not store.exists():
+        told = ["--store", str(run / "store.zarr"), "--n", str(cells), "--seed", "0", "--device", "cpu"]
+        call(
+            ["translate", *told, *setting.command, "--set", f"name={setting.name}", "--out", str(store)],
+            out / "log.txt",
+        )
+    return store
+
+
+def evaluate(run: Path, out: Path, stores: list[Path]) -> None:
+    """Judge all settings in one table."""
+    given = ["--reference", str(run / "store.zarr"), "--classifier", str(run / "classifier")]
+    truth = run / "truth.zarr"
+    given += ["--truth", str(truth)] if truth.exists() else []
+    told = ["--set", "figures=false", "--set", "resamples=300", "--out", str(out / "evaluation")]
+    call(["evaluate", *options("--translated", stores), *given, *told], out / "log.txt")
+
+
+def points(target: Mapping[str, Any], found: list[Setting]) -> list[Point]:
+    """Return the rows of a target: the settings in the order of their strength, then the null rows."""
+    by_key = {row["key"]: row for row in target["rows"]}
+    identity = next(part for part in target["sections"] if part["key"] == "identity")
+    cost = {
+        row["key"]: row["cost"]["value"] for row in identity["rows"] if row.get("cost", {}).get("value") is not None
+    }
+    named = {f"model:{setting.name}": (setting.name, setting.family, setting.strength) for setting in found}
+    shared = [row for row in target["rows"] if row["kind"] in ("null", "bound") and "model:" not in row["key"]]
+    named |= {row["key"]: (row["name"], "null", None) for row in shared}
+    rows = []
+    for key, (name, family, strength) in named.items():
+        reached = by_key.get(key, {}).get("target_hit", {}).get("value")
+        if key in cost and reached is not None:
+            error = by_key[key].get("score", {}).get("value")
+            rows.append(Point(name, family, strength, 1 - cost[key], reached, error))
+    return rows
+
+
+def markdown(target: str, rows: list[Point]) -> str:
+    """Return the table of one target."""
+    lines = [f"| {target} | kept | hit % | error, 1 = copying |", "|---|---|---|---|"]
+    for row in rows:
+        error = "–" if row.error is None else f"{row.error:.3f}"
+        lines.append(f"| {row.name} | {row.kept:.3f} | {100 * row.reached:.0f} | {error} |")
+    return "\n".join(lines)
+
+
+def draw(by_target: Mapping[str, list[Point]], file: Path) -> None:
+    """Draw a panel for each target: a line for each family, its strengths beside its points, and the null rows as crosses."""
+    figure = Figure(figsize=(4.4 * len(by_target), 3.8), layout="constrained")
+    for axes, (target, rows) in zip(
+        figure.subplots(1, len(by_target), squeeze=False, sharey=True)[0], by_target.items(), strict=True
+    ):
+        _panel(axes, rows)
+        axes.set_title(target, fontsize=9)
+    figure.axes[0].set_ylabel("reached: seen as the target, %")
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    figure.savefig(file, dpi=150)
+
+
+def _panel(axes: Axes, rows: list[Point]) -> None:
+    for family, marker in (("bridge", "o"), ("SDEdit", "s"), ("DDIB", "D")):
+        of_family = [row for row in rows if row.family == family]
+        axes.plot([r.kept for r in of_family], [100 * r.reached for r in of_family], marker=marker, label=family)
+        for row in of_family:
+            if row.strength is not None:
+                axes.annotate(
+                    f"{row.strength:g}",
+                    (row.kept, 100 * row.reached),
+                    fontsize=6,
+                    xytext=(3, 3),
+                    textcoords="offset points",
+                )
+    nulls = [row for row in rows if row.family == "null"]
+    axes.plot([r.kept for r in nulls], [100 * r.reached for r in nulls], "x", color="grey", label="null rows")
+    for row in nulls:
+        axes.annotate(
+            row.name,
+            (row.kept, 100 * row.reached),
+            fontsize=5,
+            color="grey",
+            xytext=(3, -6),
+            textcoords="offset points",
+        )
+    axes.set_xlabel("kept: 1 - cost of the pairs")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cells", type=int, default=128)
+    parser.add_argument(
+        "--table", action="store_true", help="print the table and draw the figure of what is there, and do nothing else"
+    )
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    found = settings(asked.run)
+    if not asked.table:
+        try:
+            stores = [translate(asked.run, asked.out, setting, cells=asked.cells) for setting in found]
+            evaluate(asked.run, asked.out, stores)
+        except Failed as error:
+            raise SystemExit(str(error)) from None
+    metrics = json.loads((asked.out / "evaluation/metrics.json").read_text(encoding="utf-8"))
+    by_target = {target["target"]: points(target, found) for target in metrics["targets"]}
+    print("\n\n".join(markdown(target, rows) for target, rows in by_target.items()))
+    draw(by_target, asked.out / "strength_sweep.png")
+
+
+if __name__ == "__main__":
+    main()
