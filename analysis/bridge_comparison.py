@@ -5,7 +5,7 @@
     python analysis/bridge_comparison.py --study synthetic --out DIR --table   the Markdown tables and verdicts of what is there
 
 S0 is bridge matching from plate-matched independent pairs, S1 the OT-coupled bridge, S2 S1 with a round of iterative Markovian fitting. Each
-arm × seed is trained by cellbridge's own commands in processes of one thread, all arms from the same base and with the same batch, for as
+arm × seed is trained by cellbridge's own commands in one process of one thread, all arms from the same base and with the same batch, for as
 many steps as `--seconds` of processor time allow at a speed that is measured first; what it really took, start-up and loading included, is in
 the result. Then the same held-out control cells are translated to every condition and to the control, and `cellbridge evaluate` judges
 them. The seed is that of the training alone. Seeds are the outer loop, so that the first pass is a whole table. An arm that fails is told,
@@ -30,26 +30,15 @@ from cellbridge.runs import write_json
 SHARE = 0.92
 """Of the budget that steps are planned for: speed varies, and the budget is not to be passed."""
 FEW, MANY = 4, 84
-"""Optimiser steps, in all, of the two runs that speed is measured by."""
+"""Optimiser steps, in all, of the two runs that speed is measured by; the better of two tries each, since others may use the machine."""
 
 
 def train(study: Study, made: Made, arm: Arm, folder: Path, *, steps: int, seed: int) -> float:
-    """Train an arm anew, and return the processor seconds of all its commands."""
+    """Train an arm anew, and return the processor seconds of its process."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     commands = fit_commands(study, made, arm, folder, steps=steps, seed=seed)
-    return sum(call(command, folder / "log.txt") for command in commands.values())
-
-
-def cost_of(study: Study, made: Made, arm: Arm, folder: Path, *, steps: int) -> float:
-    """Return the processor seconds of an arm, by the first of its commands, which are alike; the better of two tries."""
-    first, *others = fit_commands(study, made, arm, folder, steps=steps, seed=0).values()
-    tries = []
-    for _ in range(2):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        tries.append(call(first, folder / "log.txt"))
-    return (1 + len(others)) * min(tries)
+    return call(list(commands.values()), folder / "log.txt")
 
 
 def plan(study: Study, made: Made, name: str, out: Path, *, seconds: float) -> dict[str, Any]:
@@ -57,7 +46,10 @@ def plan(study: Study, made: Made, name: str, out: Path, *, seconds: float) -> d
     file = out / "plan" / f"{slug(name)}.json"
     if not file.exists():
         folder = out / "calibration"
-        cost = {steps: cost_of(study, made, ARMS[name], folder, steps=steps) for steps in (FEW, MANY)}
+        cost = {
+            steps: min(train(study, made, ARMS[name], folder, steps=steps, seed=0) for _ in range(2))
+            for steps in (FEW, MANY)
+        }
         shutil.rmtree(folder)
         per_step = (cost[MANY] - cost[FEW]) / (MANY - FEW)
         fixed = cost[FEW] - FEW * per_step
@@ -75,8 +67,8 @@ def judged(study: Study, made: Made, name: str, folder: Path) -> dict[str, Any]:
     arm, translated, evaluation = ARMS[name], folder / "translated.zarr", folder / "evaluation"
     log = folder / "log.txt"
     models = folder if arm.trained_as is None else folder.parent / slug(arm.trained_as)
-    seconds = call(translate_command(study, made, arm, models, translated), log)
-    call(evaluate_command(made, translated, evaluation), log)
+    seconds = call([translate_command(study, made, arm, models, translated)], log)
+    call([evaluate_command(made, translated, evaluation)], log)
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     return {"translate_cpu_seconds": seconds, **reduced(metrics)}
 

@@ -1,5 +1,6 @@
-"""cellbridge's own commands in processes of one thread, their words in a log and their processor seconds measured."""
+"""cellbridge's own commands in a process of one thread, their words in a log and its processor seconds measured."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,26 +8,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_PROGRAM = """
+import json, sys
+from cellbridge.cli import main
+for command in json.load(sys.stdin):
+    print("$ cellbridge", *command, flush=True)
+    if code := main(command):
+        sys.exit(code)
+"""
+"""Runs one command after the other, so that a method of several commands starts Python no more often than one of a single command."""
 
 
 class Failed(Exception):
     """A command failed; its last words."""
 
 
-def call(command: Sequence[str], log: Path) -> float:
-    """Run a command of cellbridge on one thread, and return the processor seconds of its process.
+def call(commands: Sequence[Sequence[str]], log: Path) -> float:
+    """Run commands of cellbridge, up to the first that fails, on one thread, and return the processor seconds of their process.
 
     Raises
     ------
-    Failed : with the last line that it wrote.
+    Failed : with the last line that was written.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     before = os.times()
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ cellbridge {' '.join(command)}\n")
-        file.flush()
         done = subprocess.run(
-            [sys.executable, "-m", "cellbridge", *command], env=environment, stdout=file, stderr=file, check=False
+            [sys.executable, "-c", _PROGRAM],
+            input=json.dumps([list(command) for command in commands]).encode(),
+            env=environment,
+            stdout=file,
+            stderr=file,
+            check=False,
         )
     after = os.times()
     if done.returncode:

@@ -80,10 +80,8 @@ def translate(run: Path, out: Path, setting: Setting, *, cells: int) -> Path:
     store = out / f"{setting.name.lower().replace(' ', '_')}.zarr"
     if not store.exists():
         told = ["--store", str(run / "store.zarr"), "--n", str(cells), "--seed", "0", "--device", "cpu"]
-        call(
-            ["translate", *told, *setting.command, "--set", f"name={setting.name}", "--out", str(store)],
-            out / "log.txt",
-        )
+        command = ["translate", *told, *setting.command, "--set", f"name={setting.name}", "--out", str(store)]
+        call([command], out / "log.txt")
     return store
 
 
@@ -93,7 +91,7 @@ def evaluate(run: Path, out: Path, stores: list[Path]) -> None:
     truth = run / "truth.zarr"
     given += ["--truth", str(truth)] if truth.exists() else []
     told = ["--set", "figures=false", "--set", "resamples=300", "--out", str(out / "evaluation")]
-    call(["evaluate", *options("--translated", stores), *given, *told], out / "log.txt")
+    call([["evaluate", *options("--translated", stores), *given, *told]], out / "log.txt")
 
 
 def points(target: Mapping[str, Any], found: list[Setting]) -> list[Point]:
