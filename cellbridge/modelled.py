@@ -7,9 +7,10 @@ from typing import Any
 
 from cellbridge.conditions import Condition
 from cellbridge.errors import ModelError
-from cellbridge.runs import RunDir
+from cellbridge.runs import MANIFEST, RunDir
 
 _CARD = "cellbridge.json"
+_BRIDGE_CARD = "bridge.json"
 
 
 def model_card(run: Path) -> dict[str, Any]:
@@ -27,6 +28,23 @@ def model_card(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise ModelError(f"{directory}: holds no base and no adapter. Give a run of `pretrain` or of `finetune`.")
+
+
+def bridged_conditions(run: Path) -> list[Condition]:
+    """Return the control and the conditions of a bridge between images, from its run's card.
+
+    Raises
+    ------
+    CheckpointError : the run has no finished model. ModelError : it is no bridge between images.
+    """
+    directory = run if (run / MANIFEST).is_file() else RunDir(run).require_model()
+    try:
+        card = json.loads((directory / _BRIDGE_CARD).read_text(encoding="utf-8"))
+        return [Condition.parse(name) for name in (card["control"], *card["conditions"])]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(
+            f"{directory}: is no bridge between images. Give a run of `fit-bridge --store`; one of vectors takes --input-array."
+        ) from None
 
 
 def adapted_conditions(adapters: Sequence[Mapping[str, Any]]) -> list[Condition]:

@@ -60,7 +60,13 @@ from cellbridge.assembly.solving import (
     guided_model,
     load_guides,
 )
-from cellbridge.assembly.translating import TRANSLATORS, build_translator
+from cellbridge.assembly.translating import (
+    TRANSLATORS,
+    build_translator,
+    join_bridges,
+    most_steps,
+    solver_within,
+)
 
 __all__ = [
     "BACKBONES",
@@ -95,6 +101,7 @@ __all__ = [
     "guided",
     "guided_model",
     "inherited_plates",
+    "join_bridges",
     "load_adapted",
     "load_base",
     "load_classifier",
@@ -103,6 +110,7 @@ __all__ = [
     "load_priors",
     "model_directory",
     "model_hashes",
+    "most_steps",
     "prior_plates",
     "publish_adapter",
     "publish_base",
@@ -110,6 +118,7 @@ __all__ = [
     "read_card",
     "read_prior_card",
     "reads_unseen",
+    "solver_within",
     "starting_weights",
     "switch",
     "with_smiles",

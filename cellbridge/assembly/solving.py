@@ -123,7 +123,7 @@ def guided(
         )
     if solver.guidance_interval is not None:
         low, high = solver.guidance_interval
-        _require_times_within(solver, denoiser.schedule)
+        require_times_within(solver, denoiser.schedule)
         result = GuidanceInterval(result, denoiser, low=low, high=high)
     if solver.threshold == "clip":
         return Clipping(result)
@@ -150,7 +150,7 @@ def _guidance(
     )
 
 
-def _require_times_within(solver: SolverConfig, schedule: Schedule) -> None:
+def require_times_within(solver: SolverConfig, schedule: Schedule) -> None:
     """Raise ConfigError where the sampler calls at no time of the guidance interval, so that nothing would be guided."""
     assert solver.guidance_interval is not None
     low, high = solver.guidance_interval

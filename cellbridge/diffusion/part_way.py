@@ -28,15 +28,8 @@ class PartWay(Denoiser):
 
     def __init__(self, denoiser: Denoiser, share: float):
         super().__init__()
-        whole = denoiser.schedule
-        steps = round(share * whole.steps)
-        if not (share <= 1 and steps >= _FEWEST):
-            raise ConfigError(
-                f"strength = {share:g}: of the schedule's {whole.steps} steps {steps} are left, expected {_FEWEST} to {whole.steps}. "
-                f"Use {_FEWEST / whole.steps:g} to 1, or 0 for the cells as they are."
-            )
         self.denoiser = denoiser
-        self.schedule = Schedule(whole.alpha_bar[:steps])
+        self.schedule = part_of(denoiser.schedule, share)
 
     def forward(self, x_t: Images, t: Times, labels: Labels) -> Images:
         """Return the estimate of the denoiser within."""
@@ -45,3 +38,19 @@ class PartWay(Denoiser):
     def with_fraction(self, x_t: Images, t: Times, labels: Labels) -> tuple[Images, Tensor | None]:
         """Return the estimate of the denoiser within, and its fraction."""
         return self.denoiser.with_fraction(x_t, t, labels)
+
+
+def part_of(schedule: Schedule, share: float) -> Schedule:
+    """Return the first `share` of a schedule, in whole steps.
+
+    Raises
+    ------
+    ConfigError : fewer than two steps, or a share outside (0, 1].
+    """
+    steps = round(share * schedule.steps)
+    if not (share <= 1 and steps >= _FEWEST):
+        raise ConfigError(
+            f"strength = {share:g}: of the schedule's {schedule.steps} steps {steps} are left, expected {_FEWEST} to {schedule.steps}. "
+            f"Use {_FEWEST / schedule.steps:g} to 1, or 0 for the cells as they are."
+        )
+    return Schedule(schedule.alpha_bar[:steps])

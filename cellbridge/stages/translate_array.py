@@ -1,9 +1,9 @@
 """`cellbridge translate --input-array`: vectors carried over a bridge that `fit-bridge` fitted."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import BeforeValidator, PositiveInt
 
 from cellbridge.errors import RunError
 from cellbridge.outputs import require_apart, require_directory
@@ -11,10 +11,19 @@ from cellbridge.runs import is_taken
 from cellbridge.settings import Section, Seed
 
 
+def _only_one(value: Any) -> Any:
+    """Take the one path out of a list, as the command line gives it."""
+    if isinstance(value, list | tuple):
+        if len(value) != 1:
+            raise ValueError(f"vectors go over one bridge, found {len(value)}; give one")
+        return value[0]
+    return value
+
+
 class Config(Section):
     """Settings of `translate --input-array`."""
 
-    bridge: Path
+    bridge: Annotated[Path, BeforeValidator(_only_one)]
     """The run directory of `fit-bridge`."""
     input_array: Path
     """A .npy array (n, d) with the columns that the bridge was fitted to."""

@@ -264,7 +264,7 @@ def test_rows_of_a_translation_say_of_the_source_only_what_is_named_so(study: Pa
     place |= {"Location_Center_X", "Location_Center_Y"}
     about_source = {f"Metadata_Source_{name.removeprefix('Metadata_')}" for name in set(reference.columns) - place}
     assert about_source <= set(translated.columns)
-    own = {f"Metadata_{n}" for n in ("Compound", "Concentration", "pert_type", "Origin", "Model", "Seed")}
+    own = {f"Metadata_{n}" for n in ("Compound", "Concentration", "pert_type", "Origin", "Model", "Sample", "Seed")}
     own |= {f"Metadata_{n}" for n in ("SourceCell", "SourceCondition", "TargetCondition")}
     assert set(translated.columns) == place | about_source | own
     assert set(translated["Metadata_Source_Compound"]) == {"DMSO"}

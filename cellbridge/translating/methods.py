@@ -1,0 +1,214 @@
+"""Each method of `translate`, from its settings to a translator, with what is known of the models behind it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from cellbridge import assembly
+from cellbridge.assembly import Base, Model
+from cellbridge.conditions import Condition
+from cellbridge.config import SolverConfig, prior_run
+from cellbridge.data.store import StoreInfo
+from cellbridge.diffusion.prior import XTPrior
+from cellbridge.errors import ConditionError, ConfigError, did_you_mean
+from cellbridge.runs import fingerprint
+from cellbridge.translating.settings import Config, Method
+from cellbridge.translators.schroedinger import CALLS_A_STEP, Schroedinger
+from cellbridge.translators.translator import Translator
+
+_STRENGTH = 0.5
+"""Of SDEdit, where it is not said."""
+_IDENTITY = (
+    "the cells as they are, by definition: no leg of the bridge is run. What a way there and back leaves of a cell, a translation of the "
+    "result says (--source X --target CONTROL, then evaluate's round_trip)"
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """From which condition to which; without targets, to every one but the source that is modelled."""
+
+    source: Condition
+    targets: Sequence[Condition]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A method that is ready.
+
+    Parameters
+    ----------
+    translator, targets : what translates, and to what.
+    inputs : name → hash of each model behind it.
+    trained_on : model → the plates it has seen, for `evaluate` to hold against those it judges on.
+    calls, steps : of the network for a cell and a target, at most, and of the solver that makes them.
+    inverted, solver : the source's model, where cells are inverted under it, and the solver that does it.
+    attributes : what else the store says of the method. notes : what the summary says of it.
+    """
+
+    translator: Translator
+    targets: Sequence[Condition]
+    inputs: Mapping[str, Any]
+    trained_on: Mapping[str, list[str]]
+    calls: int
+    steps: int
+    inverted: Model | None = None
+    solver: SolverConfig | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_method(config: Config, info: StoreInfo, asked: Asked, *, device: torch.device) -> Opened:
+    """Load the models of a method and build its translator.
+
+    Raises
+    ------
+    ConditionError : the source or a target is not modelled, or a prior or guide does not know it.
+    ConfigError : a strength that the models do not reach, or fewer calls than the fewest steps take.
+    ModelError : models that do not belong together, or do not fit the store. CheckpointError : a run without a finished model.
+    """
+    return METHODS[config.method](config, info, asked, device)
+
+
+def _open_with_base(config: Config, info: StoreInfo, asked: Asked, device: torch.device) -> Opened:
+    """Open DDIB and SDEdit, which ask a base and adapters over it."""
+    assert config.base is not None
+    base = assembly.with_smiles(assembly.load_base(config.base, device=device), config.smiles)
+    assembly.check_fit(base.card, info)
+    models = assembly.load_models(base, config.adapters, asked=asked.targets)
+    targets, guides = _choose(asked, tuple(models)), assembly.load_guides(config.solver, base)
+    ddib = config.method == "ddib"
+    strength = None if ddib else _STRENGTH if config.strength is None else config.strength
+    solver, calls = assembly.solver_within(
+        config.solver,
+        config.nfe,
+        base.schedule,
+        inverting=ddib and config.x_T == "inverted",
+        share=strength,
+    )
+    chosen: dict[str, Any] = {"source": asked.source, "solver": solver, "targets": targets, "guides": guides}
+    if ddib:
+        chosen["x_T"] = _origin(config, base, models, targets)
+    translator = assembly.build_translator(config.method, models, strength=strength, name=config.name, **chosen)
+    behind = [*([asked.source] if ddib else []), *targets]
+    return Opened(
+        translator,
+        targets,
+        inputs={
+            "base": base.sha256,
+            "adapters": [fingerprint(path) for path in config.adapters],
+            **{name: fingerprint(path) for name, path in config.solver.guides.items()},
+            **_of_prior(config, fingerprint, "prior"),
+        },
+        trained_on=_trained_on(config, base, models, behind, targets) | guides.plates,
+        calls=calls,
+        steps=solver.steps,
+        inverted=models[asked.source] if ddib else None,
+        solver=solver,
+        attributes=_about_noise(config, base) | ({} if strength is None else {"strength": strength}),
+    )
+
+
+def _choose(asked: Asked, offered: tuple[Condition, ...]) -> list[Condition]:
+    targets = list(dict.fromkeys(asked.targets)) or [c for c in offered if c != asked.source]
+    for target in targets:
+        if target not in offered:
+            raise ConditionError(
+                f'no model of "{target.name}" was given: run `cellbridge finetune --condition "{target.name}"` and pass its '
+                f"run as --adapter.{did_you_mean(target.name, [condition.name for condition in offered])}"
+            )
+    if not targets:
+        raise ConditionError("no target: give the run of `cellbridge finetune` as --adapter, or name a --target.")
+    return targets
+
+
+def _origin(
+    config: Config, base: Base, models: Mapping[Condition, Model], targets: list[Condition]
+) -> Literal["inverted", "fresh"] | Mapping[Condition, XTPrior]:
+    """Return where x_T comes from: a word, or the prior of every target."""
+    prior = prior_run(config.x_T)
+    if prior is None:
+        return "fresh" if config.x_T == "fresh" else "inverted"
+    hashes = assembly.model_hashes(base, config.adapters, targets)
+    return assembly.load_priors(prior, base=base, models=hashes)
+
+
+def _trained_on(
+    config: Config,
+    base: Base,
+    models: Mapping[Condition, Model],
+    behind: Sequence[Condition],
+    targets: Sequence[Condition],
+) -> dict[str, list[str]]:
+    used = {c.name: models[c].card for c in behind if c in targets or models[c].card is not base.card}
+    seen = {"base": list(base.card.plates), **{name: list(card.plates) for name, card in used.items()}}
+    prior = prior_run(config.x_T)
+    fitted = {} if prior is None else assembly.prior_plates(prior, targets)
+    return seen | {name: sorted({*seen[name], *plates}) for name, plates in fitted.items()}
+
+
+def _about_noise(config: Config, base: Base) -> dict[str, Any]:
+    last = torch.tensor([base.schedule.noisiest], dtype=torch.float64)
+    kind = _of_prior(config, lambda prior: assembly.read_prior_card(prior).prior, "prior_kind")
+    return {"alpha_T": float(base.schedule.alpha(last))} | kind
+
+
+def _of_prior(config: Config, of: Callable[..., Any], key: str) -> dict[str, Any]:
+    """Return what is to be said of the prior under a key; nothing where there is none."""
+    prior = prior_run(config.x_T)
+    return {} if prior is None else {key: of(prior)}
+
+
+def _open_bridge(config: Config, info: StoreInfo, asked: Asked, device: torch.device) -> Opened:
+    """Open bridges between images that share a control."""
+    from cellbridge.assembly.bridges import known_start, load_bridge, require_bridge_fits
+
+    bridges = [load_bridge(path, device=device) for path in config.bridge]
+    for bridge in bridges:
+        require_bridge_fits(bridge.card, info)
+    joined = assembly.join_bridges(bridges, config.bridge, sigma_rel=config.strength)
+    chosen = config.bridge_solver
+    if chosen.flow == "ode" and any(known_start(bridge) for bridge in bridges):
+        raise ConfigError(
+            "bridge_solver.flow = ode: the bridge is told the cell that it starts from, which the probability flow does not have in both "
+            "directions. Use flow: sde, or fit it without bridge.keeps_start."
+        )
+    targets = _over_bridge(asked, [joined.control, *joined.spans])
+    legs = max(joined.legs(asked.source, target) for target in targets)
+    solver = {"way": chosen.flow, "grid": chosen.grid, "step": chosen.step}
+    steps = chosen.steps
+    if config.nfe is not None and legs:
+        steps = assembly.most_steps(config.nfe, lambda n: legs * n * CALLS_A_STEP[chosen.flow], fewest=1)
+    name = config.name or joined.name
+    translator = Schroedinger(joined.spans, joined.control, steps=steps, name=name, **solver)
+    own = [target.name for target in targets if target == asked.source]
+    return Opened(
+        translator,
+        targets,
+        inputs={"bridge": [bridge.sha256 for bridge in bridges]},
+        trained_on={"bridge": sorted({plate for bridge in bridges for plate in bridge.card.plates})},
+        calls=translator.calls(legs=legs),
+        steps=steps,
+        attributes={"strength": joined.sigma_rel, "reg": joined.regs, **({"own_condition": "identity"} if own else {})},
+        notes={f"{own[0]} to itself": _IDENTITY} if own else {},
+    )
+
+
+def _over_bridge(asked: Asked, offered: list[Condition]) -> list[Condition]:
+    targets = list(dict.fromkeys(asked.targets)) or [c for c in offered if c != asked.source]
+    for condition in (asked.source, *targets):
+        if condition not in offered:
+            raise ConditionError(
+                f'no bridge leads to or from "{condition.name}": run `cellbridge fit-bridge --condition "{condition.name}"` and pass its '
+                f"run as --bridge.{did_you_mean(condition.name, [c.name for c in offered])}"
+            )
+    return targets
+
+
+METHODS: dict[Method, Callable[[Config, StoreInfo, Asked, torch.device], Opened]] = {
+    "bridge": _open_bridge,
+    "ddib": _open_with_base,
+    "sdedit": _open_with_base,
+}
