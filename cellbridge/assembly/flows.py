@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cellbridge.adapters import lora
 from cellbridge.assembly.bases import Base, build_network, build_schedule, condition_table
-from cellbridge.assembly.cards import CARD, CONTROL_ROW, NULL_ROW, ModelCard, model_directory
+from cellbridge.assembly.cards import CARD, ModelCard, model_directory
 from cellbridge.baselines.flow import ControlFlow, GuidedVelocity, NetworkVelocity, NoiseFlow, Velocity
 from cellbridge.bridge.integrate import times
 from cellbridge.conditions import Condition
@@ -26,6 +26,9 @@ from cellbridge.translators.translator import Translator
 
 PLATE_DROPOUT = 0.15
 """Share of the images that each label is hidden from where a flow from noise brings its own tokens, as in Jones et al.'s code."""
+
+EMBEDDING_STD = 0.15
+"""Of conditions at the start: that of a fresh time embedding. At a base's 0.02 a flow of 500 steps hardly heard its condition."""
 
 _LAST_LAYERS = ("conv_out", "proj_out_2", "proj_out")
 """Of diffusers' backbones, whichever is there."""
@@ -67,14 +70,18 @@ class FittedFlow:
 
 
 def flow_network_config(recipe: FlowRecipe, network: NetworkConfig) -> NetworkConfig:
-    """Return the network of a flow: from noise it is also told the plate, by a token beside those it has."""
-    conditioning = network.conditioning
+    """Return the network of a flow: conditions are louder than a base's, and from noise it is also told the plate, by one more token.
+
+    What the network has other than by default stays.
+    """
+    conditioning, plain = network.conditioning, NetworkConfig()
+    louder = {"embedding_std": EMBEDDING_STD} if network.embedding_std == plain.embedding_std else {}
     if recipe.kind == "control-flow" or "plate" in conditioning.parts:
-        return network
-    told = {"tokens": (*conditioning.parts, "plate")}
-    if "token_dropout" not in conditioning.model_fields_set:
-        told["token_dropout"] = PLATE_DROPOUT  # type: ignore[assignment]
-    return network.model_copy(update={"conditioning": conditioning.model_copy(update=told)})
+        return network.model_copy(update=louder)
+    told: dict[str, Any] = {"tokens": (*conditioning.parts, "plate")}
+    if conditioning.token_dropout == plain.conditioning.token_dropout:
+        told["token_dropout"] = PLATE_DROPOUT
+    return network.model_copy(update={**louder, "conditioning": conditioning.model_copy(update=told)})
 
 
 def build_flow_network(
@@ -82,7 +89,7 @@ def build_flow_network(
 ) -> nn.Module:
     """Build a flow's backbone: afresh with its last layer at zero, or with the weights of a base or of another flow.
 
-    From a base everything is taken that both have. A condition that the base does not know starts from its control's row. The last layer
+    From a base everything is taken that both have, the rows of conditions by name; those that it does not know are drawn. The last layer
     stays the base's where the flow starts from noise and the base predicts v, which makes it the base's own probability flow, and else
     starts at zero.
 
@@ -107,7 +114,7 @@ def _keeps_last_layer(base: Base, recipe: FlowRecipe) -> bool:
 
 
 def _take_weights(network: nn.Module, base: Base, card: FlowCard) -> None:
-    """Copy the base's backbone, but for a last layer of another shape and the embedding of conditions, of which each row is found by name."""
+    """Copy the base's backbone, but for a last layer that is to say nothing, and rows of conditions that the base does not know."""
     own, given = (dict(_backbone(part).state_dict()) for part in (network, base.network))
     if not _keeps_last_layer(base, card.recipe):
         given |= {name: own[name] for name in own if name.split(".")[0] in _LAST_LAYERS}
@@ -117,13 +124,8 @@ def _take_weights(network: nn.Module, base: Base, card: FlowCard) -> None:
         for name, value in own.items():
             value.copy_(given[name])
         if own_rows is not None and given_rows is not None:
-            own_rows.copy_(given_rows[_rows_by_name(card.network, base.card)])
-
-
-def _rows_by_name(own: ModelCard, base: ModelCard) -> list[int]:
-    """Return the base's row for each own one: of the same name, or the control's."""
-    known = {name: row for row, name in enumerate(base.conditions)}
-    return [NULL_ROW if row == NULL_ROW else known.get(name, CONTROL_ROW) for row, name in enumerate(own.conditions)]
+            for name in set(base.card.conditions) & set(card.network.conditions):
+                own_rows[card.network.conditions.index(name)] = given_rows[base.card.conditions.index(name)]
 
 
 def _zero_last_layer(network: nn.Module) -> None:
@@ -211,6 +213,11 @@ def read_flow_card(path: Path) -> FlowCard:
     found = read_manifest(directory).get("kind")
     if found != "flow":
         raise ModelError(f"{directory}: holds a model of kind {found}, expected flow. Give a run of `fit-baseline`.")
+    return flow_card_in(directory)
+
+
+def flow_card_in(directory: Path) -> FlowCard:
+    """Read the card of a flow's model directory."""
     try:
         return FlowCard.model_validate(json.loads((directory / CARD).read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -142,7 +142,9 @@ def _card(
     others = [name for name in targets if name != info.control]
     network = config.network if base is None else base.card.network
     schedule = ScheduleConfig() if base is None else base.card.schedule.model_copy(update={"variance": "fixed"})
-    seen = {*plates, *assembly.inherited_plates(config.init_from), *(() if base is None else base.card.plates)}
+    seen = {*plates, *(() if base is None else base.card.plates)}
+    if config.init_from is not None:
+        seen |= {*flows.flow_card_in(assembly.model_directory(config.init_from, "flow")).network.plates}
     model = assembly.ModelCard(
         kind="base",
         channels=info.channels,
