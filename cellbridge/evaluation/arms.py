@@ -32,7 +32,7 @@ class Sights:
     Parameters
     ----------
     translated : model → the store that holds its outputs; models may share one.
-    round_trips, x_T_references : model → what was made beside its store, where it was.
+    round_trips, x_T_references, trajectories : model → what was made beside its store, where it was.
     generated : stores of new cells.
     """
 
@@ -43,6 +43,7 @@ class Sights:
     unconditional: Sight | None = None
     round_trips: Mapping[str, Store] = field(default_factory=dict)
     x_T_references: Mapping[str, Store] = field(default_factory=dict)
+    trajectories: Mapping[str, Sight] = field(default_factory=dict)
     generated: tuple[Sight, ...] = ()
 
     def store_of(self, model: str) -> Store:

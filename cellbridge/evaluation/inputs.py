@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cellbridge.data.comparison import Comparison
     from cellbridge.data.store import Store
 
-_MADE_FROM_REFERENCE = ("translated", "truth", "x_T_references")
-_BESIDE = ("round_trip", "x_T_references")
+_MADE_FROM_REFERENCE = ("translated", "truth", "x_T_references", "trajectories")
+_BESIDE = ("round_trip", "x_T_references", "trajectories")
 """Roles of stores that were made beside, or from, one of the translated stores."""
 
 GENERATED = "generated "
@@ -86,8 +86,9 @@ def clear(run_dir: RunDir) -> None:
     tables = [run_dir.path / name for name in ("table.txt", "cells.parquet", "cells.csv")]
     for file in (run_dir.metrics, run_dir.report, *tables):
         file.unlink(missing_ok=True)
-    for figure in (run_dir.path / "figures").glob("*.png"):
-        figure.unlink()
+    for kind in ("*.png", "*.gif"):
+        for figure in (run_dir.path / "figures").glob(kind):
+            figure.unlink()
 
 
 def describe_inputs(stores: Mapping[str, Path], classifier: Path) -> Described:
@@ -128,7 +129,7 @@ def describe_inputs(stores: Mapping[str, Path], classifier: Path) -> Described:
 
 
 def translated_behind(info: StoreInfo, translated: Mapping[str, StoreInfo], *, role: str) -> str:
-    """Return which translated store another was made from (a round trip) or beside (references of x_T); the first where none says so."""
+    """Return which translated store another was made from (a round trip) or beside; the first where none says so."""
     for name, candidate in translated.items():
         if role == "round_trip" and made_from(info) == fingerprint(candidate.path):
             return name

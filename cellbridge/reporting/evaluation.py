@@ -36,6 +36,7 @@ def evaluation_view(name: str, metrics: Mapping[str, Any], *, inline: Inline) ->
         "targets": targets,
         "summary": summary([verdict for target in targets for verdict in target["verdicts"]]),
         "classifier": _classifier_view(metrics.get("classifier", {})),
+        "trajectories": [_way_view(way, inline=inline) for way in metrics.get("trajectories", [])],
         "sections": [section_view(section) for section in metrics.get("sections", [])],
         "facts": _facts(metrics),
         "notes": list(metrics.get("notes", [])),
@@ -49,6 +50,12 @@ def evaluation_view(name: str, metrics: Mapping[str, Any], *, inline: Inline) ->
         "split": metrics.get("split") or "",
         "level": f"{100 * metrics.get('level', 0.95):g}",
     }
+
+
+def _way_view(way: Mapping[str, Any], *, inline: Inline) -> dict[str, Any]:
+    """Return the pictures of the ways of one model's cells: the moving one, the strip, or both."""
+    pictures = [inline(way[kind]) for kind in ("moving", "strip") if kind in way]
+    return {"title": way["title"], "caption": way["caption"], "pictures": pictures}
 
 
 def summary(verdicts: Sequence[Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
+from cellbridge.data.store import describe
 from cellbridge.evaluation.inputs import (
     GENERATED,
     clear,
@@ -22,6 +23,7 @@ from cellbridge.evaluation.inputs import (
 from cellbridge.progress import bar
 from cellbridge.runs import RunDir, begin, write_json, write_text
 from cellbridge.settings import Section, Seed, dump
+from cellbridge.translating.places import trajectories
 
 if TYPE_CHECKING:
     from cellbridge.data.comparison import Comparison
@@ -47,7 +49,8 @@ class Config(Section):
     """Settings of `evaluate`."""
 
     translated: Annotated[Paths, Field(min_length=1)]
-    """The store that `translate` wrote; several for several methods in one table, told apart by Metadata_Model."""
+    """The store that `translate` wrote; several for several methods in one table, told apart by Metadata_Model. Trajectories that lie beside
+    one are judged and shown, too."""
     reference: Path
     """The store of real cells that was translated."""
     classifier: Path
@@ -138,6 +141,7 @@ def _judged(
     from cellbridge.evaluation.noise_origins import judge_origins
     from cellbridge.evaluation.scoring import cell_table, score
     from cellbridge.evaluation.target import Draws, make_target
+    from cellbridge.evaluation.trajectories import judge_trajectories, save_pictures
     from cellbridge.evaluation.wells import judge_wells
     from cellbridge.tables import write_cells
 
@@ -154,15 +158,28 @@ def _judged(
     sections = [*judge_conditions(seen), *judge_wells(seen, config.moa)]
     if sights.generated:
         sections.append(judge_origins(seen, sights.generated))
+    ways = judge_trajectories(sights, Draws(config.resamples, config.seed))
     name = write_cells(pd.concat(cells, ignore_index=True), out)
-    return {"targets": targets, "sections": sections, "cells": name}
+    judged = {"targets": targets, "sections": [*sections, *([] if ways is None else [ways])], "cells": name}
+    if ways is None or not config.figures:
+        return judged
+    frames = {model: sight.store for model, sight in sights.trajectories.items()}
+    return judged | {"trajectories": save_pictures(frames, out / "figures")}
 
 
 def _stores(config: Config) -> dict[str, Path]:
+    """Return every store by its role; trajectories are found beside the translation that they are of."""
     named = {name: path for name in _SINGLE if (path := getattr(config, name)) is not None}
     for role in _SEVERAL:
         named |= numbered(role, getattr(config, role))
+    ways = [way for path in config.translated if (way := trajectories(path)).is_dir() and _of_one(way, path)]
+    named |= numbered("trajectories", ways)
     return named | {f"{GENERATED}{number}": path for number, path in enumerate(config.generated, start=1)}
+
+
+def _of_one(way: Path, translated: Path) -> bool:
+    """Say whether frames are of the translation that they lie beside, and not left from another one."""
+    return describe(way).attributes.get("config") == describe(translated).attributes.get("config")
 
 
 def _inputs(config: Config) -> dict[str, Path]:
@@ -189,10 +206,8 @@ def _sights(config: Config, described: "Described", stores: "Mapping[str, Any]")
     for name in described.beside:
         of_model |= dict.fromkeys(stores_by_model([stores[name]]), name)
     beside = {
-        role: {
-            m: stores[described.beside[name][role]] for m, name in of_model.items() if role in described.beside[name]
-        }
-        for role in ("round_trip", "x_T_references")
+        role: {model: found[role] for model, name in of_model.items() if role in (found := described.beside[name])}
+        for role in ("round_trip", "x_T_references", "trajectories")
     }
     return Sights(
         judges,
@@ -200,8 +215,9 @@ def _sights(config: Config, described: "Described", stores: "Mapping[str, Any]")
         {model: seen[name] for model, name in of_model.items()},
         truth=seen.get("truth"),
         unconditional=seen.get("unconditional"),
-        round_trips=beside["round_trip"],
-        x_T_references=beside["x_T_references"],
+        round_trips={model: stores[name] for model, name in beside["round_trip"].items()},
+        x_T_references={model: stores[name] for model, name in beside["x_T_references"].items()},
+        trajectories={model: seen[name] for model, name in beside["trajectories"].items()},
         generated=tuple(sight for name, sight in seen.items() if name.startswith(GENERATED)),
     )
 

@@ -186,4 +186,5 @@ def _inline(file: Path) -> str:
 
 
 def _data_uri(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+    kind = "gif" if content.startswith(b"GIF8") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
