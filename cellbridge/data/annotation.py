@@ -1,6 +1,7 @@
 """From what tables and plate maps call things to the store's columns: compound, concentration, control, aliases."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -60,7 +61,7 @@ def annotate(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRo
     ManifestError : a column is missing, a treated row has no compound, a concentration is no number, or the control has
         several names.
     """
-    rows = _renamed(rows, manifest.columns)
+    rows = _renamed(rows, {name: column for name, column in manifest.columns.items() if name.startswith("Metadata_")})
     compound, concentration = _source_columns(rows)
     key, _, value = manifest.control.partition("=")
     filled = [_with_compound(row, compound, key, value) for row in rows]
@@ -101,9 +102,22 @@ def require_control(rows: Iterable[ImageRow], manifest: Manifest) -> None:
 
 
 def aliases(rows: Iterable[ImageRow]) -> dict[str, str]:
-    """Return JUMP identifier → compound, where the tables hold both."""
-    pairs = {(row.metadata.get(JUMP_COLUMN, ""), row.metadata["Metadata_Compound"]) for row in rows}
-    return {jump: compound for jump, compound in sorted(pairs) if jump and jump != compound}
+    """Return JUMP identifier → compound and, where compounds are such identifiers, the name of each → its identifier.
+
+    A name that several compounds share (a gene with several reagents) stands for none of them.
+    """
+    jump, named = set(), set()
+    for row in rows:
+        identifier, compound = row.metadata.get(JUMP_COLUMN, ""), row.metadata["Metadata_Compound"]
+        jump.add((identifier, compound))
+        if compound == identifier:
+            named.add((row.metadata.get("Metadata_Name", ""), compound))
+    shared = Counter(name for name, _ in named)
+    return {
+        alias: compound
+        for alias, compound in sorted(jump | {pair for pair in named if shared[pair[0]] == 1})
+        if alias and alias != compound
+    }
 
 
 def _renamed(rows: Sequence[ImageRow], columns: Mapping[str, str]) -> list[ImageRow]:

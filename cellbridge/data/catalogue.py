@@ -1,17 +1,34 @@
 """Everything that a data set's tables say, checked and in order, before any image is opened."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cellbridge.data.annotation import annotate, join_platemaps
-from cellbridge.data.manifest import Manifest, resolve_path
+from cellbridge.data.manifest import Kind, Manifest
+from cellbridge.data.readers.bbbc021 import read_bbbc021
+from cellbridge.data.readers.benchmark_crops import read_benchmark_crops
 from cellbridge.data.readers.crop_table import read_crop_table
 from cellbridge.data.readers.load_data import read_load_data
+from cellbridge.data.readers.metadata_tables import join_metadata_tables
+from cellbridge.data.readers.ome_zarr import read_ome_zarr
+from cellbridge.data.readers.pattern import read_pattern
+from cellbridge.data.readers.places import is_wanted
+from cellbridge.data.readers.plane_table import read_plane_table
 from cellbridge.data.readers.platemap import read_platemaps
 from cellbridge.data.readers.rows import ImageRow, natural
+from cellbridge.data.readers.samplesheet import read_samplesheet
 from cellbridge.errors import ManifestError
 
-READERS = {"load_data": read_load_data, "crops": read_crop_table}
+READERS: dict[Kind, Callable[[Manifest, Path], list[ImageRow]]] = {
+    "load_data": read_load_data,
+    "samplesheet": read_samplesheet,
+    "planes": read_plane_table,
+    "bbbc021": read_bbbc021,
+    "pattern": read_pattern,
+    "ome_zarr": read_ome_zarr,
+    "crops": read_crop_table,
+    "benchmark_crops": read_benchmark_crops,
+}
 
 
 def read_catalogue(manifest: Manifest, root: Path) -> tuple[list[ImageRow], str]:
@@ -22,11 +39,19 @@ def read_catalogue(manifest: Manifest, root: Path) -> tuple[list[ImageRow], str]
     ManifestError : a table or plate map does not hold together, or a field or crop is listed twice.
     """
     rows = READERS[manifest.kind](manifest, root)
-    folders = [resolve_path(name, root, where="platemaps") for name in manifest.platemaps]
+    folders = [manifest.locate(name, root, where="platemaps") for name in manifest.platemaps]
     rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format))
+    rows = _wanted(join_metadata_tables(rows, manifest, root), manifest)
     rows, control = annotate(rows, manifest)
     _require_unique(rows, manifest)
     return sorted(rows, key=_place), control
+
+
+def _wanted(rows: Sequence[ImageRow], manifest: Manifest) -> list[ImageRow]:
+    kept = [row for row in rows if is_wanted(row.metadata, manifest)]
+    if not kept:
+        raise ManifestError(f"only: no row has {' or '.join(manifest.only)}. Correct it in the manifest.")
+    return kept
 
 
 def _place(row: ImageRow) -> tuple[str, str, tuple[int, int, str], tuple[int, int, str]]:

@@ -1,11 +1,12 @@
 """A data set's description: `manifest.yaml` into a frozen `Manifest`, and paths that cannot leave its root."""
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PrivateAttr, field_validator, model_validator
 
 from cellbridge import settings
 from cellbridge.data.fetch.section import Fetch
@@ -14,6 +15,26 @@ from cellbridge.errors import ConfigError, ManifestError
 from cellbridge.settings import Section
 
 Paths = tuple[str, ...]
+Kind = Literal["load_data", "samplesheet", "planes", "bbbc021", "pattern", "ome_zarr", "crops", "benchmark_crops"]
+Query = Annotated[str, Field(pattern=r"^Metadata_\w+=.+$")]
+_OF_FOLDERS = ("pattern", "ome_zarr")
+_OF_CROPS = ("crops", "benchmark_crops")
+_SHIPPED = "manifest:"
+"""What the name of a table begins with that lies beside the manifest and not beneath the root."""
+
+
+class MetadataTable(Section):
+    """A table whose columns are added to every row that it has an entry for: JUMP's well, compound and control tables, mechanisms of
+    action, a compound library."""
+
+    table: str
+    """.csv, .csv.gz, TAB-separated or .parquet, relative to the root, or `manifest:NAME` beside the manifest."""
+    on: Annotated[dict[str, str], Field(min_length=1)]
+    """`Metadata_…` column of the rows → the table's column that has to say the same."""
+    columns: Paths = ()
+    """Which of its columns are added, as `Metadata_…`; by default all."""
+    complete: bool = True
+    """Whether a row without an entry is an error; otherwise its columns are left empty."""
 
 
 class Manifest(Section):
@@ -34,18 +55,33 @@ class Manifest(Section):
     """What to cite."""
     source: str = ""
     """Where the data set is published."""
-    kind: Literal["load_data", "crops"]
-    """`load_data`: TIFF fields listed by load_data.csv; `crops`: ready-made crops of one cell each, listed by a table."""
+    kind: Kind
+    """How the images are listed: fields by a `load_data` table, an nf-core `samplesheet`, a table of `planes`, the `bbbc021` table, file
+    names by a `pattern`, or `ome_zarr` plates; ready-made `crops` of one cell each by a table, or in the layout of `benchmark_crops`."""
     root: str = "."
     """Folder beneath which every table and image lies; relative to the manifest's own folder."""
-    tables: Paths
-    """The tables that list the images, relative to the root."""
+    tables: Paths = ()
+    """The tables that list the images, relative to the root, or `manifest:NAME` beside the manifest."""
+    folders: Paths = ()
+    """For `pattern` the folders that are searched, for `ome_zarr` the plates; relative to the root."""
+    pattern: str | None = None
+    """For `pattern`: a regular expression that an image's path below the root matches whole; its named groups say what it shows."""
+    ignore: str | None = None
+    """A regular expression of image files that are left alone (thumbnails, masks); any other that the pattern does not match is an error."""
     platemaps: Paths = ()
-    """Folders with barcode_platemap.csv and platemap/*.txt, relative to the root."""
+    """Folders with barcode_platemap.csv and platemap/*.txt, relative to the root, or `manifest:NAME` beside the manifest."""
+    metadata_tables: tuple[MetadataTable, ...] = ()
+    """Tables that say more of plates, wells or compounds, joined in this order after the plate maps."""
+    constants: dict[Annotated[str, Field(pattern=r"^Metadata_\w+$")], str] = Field(default_factory=dict)
+    """`Metadata_…` column → what it is for every row, where the tables have no such column."""
+    only: tuple[Query, ...] = ()
+    """`Metadata_column=value`: rows for which none of these holds are left out; empty: all are kept."""
     prefixes: dict[str, str] = Field(default_factory=dict)
     """What URLs or absolute paths in the tables begin with → the folder, relative to the root, that stands for it."""
     channels: Annotated[Paths, Field(min_length=1)]
     """Stain names; the order is the store's (for crops also that of the files)."""
+    channel_names: dict[str, str] = Field(default_factory=dict)
+    """What tables or file names call a channel → its name under `channels`."""
     leave_out: Paths = ()
     """Channels that do not go into the store (Brightfield …)."""
     nucleus_channel: str | None = None
@@ -54,13 +90,15 @@ class Manifest(Section):
     """The stain that shows the whole cell; without it cells are grown from their nuclei."""
     nucleus_px: PositiveFloat | None = None
     """Typical nucleus diameter in pixels of the images; without it it is measured."""
+    benchmark: Literal["bbbc021", "cpg0000", "rxrx1"] | None = None
+    """For `benchmark_crops`: which of the published sets it is, and so how a key says where its crop lies."""
     axes: Literal["HWC", "CHW"] | None = None
     """Order of the axes of crop files; needed only where the shape leaves it open."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """`Metadata_…` name → the column of a table or plate map that holds it."""
+    """`Metadata_…` name → the column of a table or plate map that holds it; for `planes` also `path`, `channel` and `md5`."""
     concentration_unit: Literal["nM", "uM", "mM"] | None = None
     """Unit of concentrations that are written without one; micromolar by default."""
-    control: Annotated[str, Field(pattern=r"^Metadata_\w+=.+$")] = "Metadata_pert_type=negcon"
+    control: Query = "Metadata_pert_type=negcon"
     """Which rows are the control: `Metadata_column=value`."""
     control_name: str | None = None
     """Name of the control condition, where the tables leave it empty or give several; otherwise the tables' own."""
@@ -75,10 +113,12 @@ class Manifest(Section):
     fetch: Fetch | None = None
     """Where the files come from, for `cellbridge fetch`."""
 
+    _folder: Path | None = PrivateAttr(default=None)
+
     @property
     def holds_fields(self) -> bool:
         """Whether the images are fields of view, to be segmented and cut; otherwise they are ready-made crops."""
-        return self.kind != "crops"
+        return self.kind not in _OF_CROPS
 
     @property
     def full_scale(self) -> int:
@@ -96,12 +136,37 @@ class Manifest(Section):
         wanted = {*self.stains, self.nucleus_channel, self.cell_channel}
         return tuple(channel for channel in self.channels if channel in wanted)
 
-    @field_validator("tables")
+    def locate(self, name: str, root: Path, *, where: str) -> Path:
+        """Return the file or folder that the manifest names: beneath the root, or for `manifest:NAME` beside the manifest.
+
+        Raises
+        ------
+        ManifestError : it leads outside the root, or outside the manifest's folder.
+        """
+        if name.startswith(_SHIPPED) and self._folder is not None:
+            return resolve_path(name.removeprefix(_SHIPPED), self._folder, where=where)
+        return resolve_path(name, root, where=where)
+
+    @field_validator("pattern", "ignore")
     @classmethod
-    def _some_table(cls, tables: Paths) -> Paths:
-        if not tables:
-            raise ValueError("no table is listed; name the CSV file that lists the images")
-        return tables
+    def _is_an_expression(cls, text: str | None) -> str | None:
+        try:
+            re.compile(text or "")
+        except re.error as error:
+            raise ValueError(f"is no regular expression ({error})") from None
+        return text
+
+    @model_validator(mode="after")
+    def _lists_images(self) -> "Manifest":
+        if self.kind in _OF_FOLDERS and not self.folders:
+            raise ValueError(f"folders is missing; kind {self.kind} looks for its images there")
+        if self.kind not in _OF_FOLDERS and not self.tables:
+            raise ValueError("no table is listed under tables; name the one that lists the images")
+        if (self.kind == "pattern") != (self.pattern is not None):
+            raise ValueError("kind pattern and the key pattern go together; give both or neither")
+        if (self.kind == "benchmark_crops") != (self.benchmark is not None):
+            raise ValueError("kind benchmark_crops and the key benchmark go together; give both or neither")
+        return self
 
     @model_validator(mode="after")
     def _channels_exist(self) -> "Manifest":
@@ -109,9 +174,10 @@ class Manifest(Section):
             name = getattr(self, key)
             if name is not None and name not in self.channels:
                 raise ValueError(f'{key} "{name}" is not one of the channels ({", ".join(self.channels)})')
-        unknown = [name for name in self.leave_out if name not in self.channels]
-        if unknown:
-            raise ValueError(f'leave_out "{unknown[0]}" is not one of the channels ({", ".join(self.channels)})')
+        for key, names in (("leave_out", self.leave_out), ("channel_names", tuple(self.channel_names.values()))):
+            unknown = [name for name in names if name not in self.channels]
+            if unknown:
+                raise ValueError(f'{key} "{unknown[0]}" is not one of the channels ({", ".join(self.channels)})')
         repeated = [name for name in self.channels if self.channels.count(name) > 1]
         if repeated:
             raise ValueError(f'channel "{repeated[0]}" is listed twice')
@@ -144,6 +210,7 @@ def read_manifest(path: Path, *, root: Path | None = None) -> tuple[Manifest, Pa
     except ConfigError as error:
         # A manifest has no --set of its own.
         raise ManifestError(f"{str(error).partition(', or as --set')[0].rstrip('.')}.") from None
+    manifest._folder = Path(os.path.abspath(file.parent))
     folder = Path(os.path.abspath(root if root is not None else file.parent / manifest.root))
     if not folder.is_dir():
         raise ManifestError(
@@ -186,6 +253,11 @@ def resolve_path(text: str, root: Path, *, where: str, prefixes: dict[str, str] 
     elif "://" in local:
         raise ManifestError(
             f'{where}: "{text}" is a URL. Map its beginning to a local folder with prefixes in the manifest.'
+        )
+    elif local.startswith("/") and not Path(os.path.normpath(local)).is_relative_to(root):
+        raise ManifestError(
+            f'{where}: "{text}" is an absolute path outside the root {root}, and no prefix stands for it. '
+            "Map its beginning to a folder beneath the root with prefixes in the manifest."
         )
     if "\x00" in local or "\\" in local:
         raise ManifestError(

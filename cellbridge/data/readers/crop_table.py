@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane, split_index
-from cellbridge.data.readers.load_data import place_metadata
+from cellbridge.data.readers.places import place_metadata
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
 
@@ -18,7 +18,7 @@ def read_crop_table(manifest: Manifest, root: Path) -> list[ImageRow]:
     """
     rows: list[ImageRow] = []
     for name in manifest.tables:
-        rows.extend(_read_rows(read_table(resolve_path(name, root, where="tables")), manifest, root))
+        rows.extend(_read_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
     return rows
 
 
@@ -28,7 +28,7 @@ def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     rows = []
     for index, row in enumerate(table.rows):
         where = table.where(index)
-        values = {name: row[name] for name in kept}
+        values = {**manifest.constants, **{name: row[name] for name in kept}}
         text, part = split_index(row["path"])
         file = resolve_path(text, root, where=f"{where} path", prefixes=manifest.prefixes)
         rows.append(

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a .csv, .csv.gz or TAB-separated table; nothing becomes a number or a missing value.
+    """Read a .csv, .csv.gz, TAB-separated or .parquet table; nothing becomes a number or a missing value.
 
     `NA`, `None`, `null` and `0001053597806` stay the strings they are. A byte-order mark, CRLF line ends and `;` or TAB as the
     separator are understood; surrounding blanks are cut off; empty lines are skipped.
@@ -42,6 +43,8 @@ def read_table(path: Path) -> Table:
     ------
     ManifestError : the table is missing, is not UTF-8 text, has no header, repeats a column, or a row is too short or too long.
     """
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
     text = _decode(path)
     header = next((line for line in text.splitlines() if line.strip()), "")
     separator = max("\t,;", key=header.count) if header else ","
@@ -65,6 +68,38 @@ def read_table(path: Path) -> Table:
     if not rows:
         raise ManifestError(f"{path}: has a header and no row. Nothing can be read from it.")
     return Table(path, tuple(name for name in columns if name), rows, tuple(line for line, _ in numbered[1:]))
+
+
+def _read_parquet(path: Path) -> Table:
+    """Read a parquet file; null and NaN are the empty text, and a whole number in a column of floats is written without a point."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such table. Check the manifest's tables and root.") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ManifestError(
+            f"{path}: no whole parquet file ({' '.join(str(error).split())[:120]}). Copy it again."
+        ) from None
+    columns = tuple(table.column_names)
+    repeated = next((name for name in columns if columns.count(name) > 1), None)
+    if repeated is not None:
+        raise ManifestError(f'{path}: column "{repeated}" stands twice. Rename or remove one of them.')
+    if table.num_rows == 0:
+        raise ManifestError(f"{path}: has no row. Nothing can be read from it.")
+    texts = [[_text(value) for value in table.column(name).to_pylist()] for name in columns]
+    rows = tuple(dict(zip(columns, row, strict=True)) for row in zip(*texts, strict=True))
+    return Table(path, columns, rows, tuple(range(1, len(rows) + 1)))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
+    return str(value).strip()
 
 
 def _non_empty(rows: Iterator[list[str]]) -> Iterator[list[str]]:

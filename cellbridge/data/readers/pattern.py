@@ -1,0 +1,97 @@
+r"""Images whose names say what they show: ImageXpress, Phenix, CellVoyager, or any folder, by a regular expression.
+
+The expression has to match an image's whole path below the root, with forward slashes. Its named groups:
+
+    plate, or plate_1, plate_2 … joined by "_"     else constants: {Metadata_Plate: …}
+    well, or row (letters or a number) and column  B03, b3, or 2 and 3
+    site                                           else 1
+    channel                                        as in channel_names; without it the pages of a file are the channels, in order
+    any other                                      becomes Metadata_<group>
+
+ImageXpress (BBBC022)  (?:.*/)?\w+_images_(?P<plate>\d+)w\d/\w+_(?P<well>[A-P]\d\d)_s(?P<site>\d)_w(?P<channel>\d)[0-9A-F-]*\.tif
+Phenix                 (?P<plate>[^/]+)/(?:Images/)?r(?P<row>\d\d)c(?P<column>\d\d)f(?P<site>\d\d)p01-ch(?P<channel>\d)sk\d+fk\d+fl\d+\.tiff
+CellVoyager            (?P<plate>[^/]+)/.*_(?P<well>[A-P]\d\d)_T0001F(?P<site>\d{3})L\d\dA\d\dZ01C(?P<channel>\d\d)\.tif
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cellbridge.data.images import IMAGE_SUFFIXES, PARTIAL_SUFFIXES
+from cellbridge.data.manifest import Manifest
+from cellbridge.data.planes import Plane
+from cellbridge.data.readers.places import PlaneRow, gather_fields, is_wanted, well_of
+from cellbridge.data.readers.rows import ImageRow
+from cellbridge.errors import ManifestError
+
+_SHOWN = 5
+_PLACES = {"well": "Metadata_Well", "site": "Metadata_Site"}
+
+
+def read_pattern(manifest: Manifest, root: Path) -> list[ImageRow]:
+    """Return one row per field; no image is opened.
+
+    Raises
+    ------
+    ManifestError : a folder is missing or holds no image, the pattern matches some images only, a copy was not finished, or a
+        channel is unknown, missing or there twice.
+    """
+    expression = re.compile(manifest.pattern or "")
+    planes: list[PlaneRow] = []
+    unmatched: list[str] = []
+    for name in _image_names(manifest, root):
+        match = expression.fullmatch(name)
+        if match is None:
+            unmatched.append(name)
+        else:
+            planes.extend(row for row in _planes(match, root, manifest) if is_wanted(row.metadata, manifest))
+    if unmatched:
+        more = f", … {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
+        raise ManifestError(
+            f"{len(unmatched)} images below {root} do not match the pattern: {', '.join(unmatched[:_SHOWN])}{more}. Correct "
+            "pattern, or name what is to be left alone with ignore."
+        )
+    if not planes:
+        raise ManifestError(f"no image below {', '.join(manifest.folders)} in {root}. Correct folders, ignore or only.")
+    return gather_fields(planes, manifest)
+
+
+def _image_names(manifest: Manifest, root: Path) -> Iterator[str]:
+    """Yield the paths of all images below the folders, relative to the root, in order; what `ignore` matches is passed over."""
+    left_alone = re.compile(manifest.ignore) if manifest.ignore else None
+    for name in manifest.folders:
+        folder = manifest.locate(name, root, where="folders")
+        if not folder.is_dir():
+            raise ManifestError(f'folders: "{name}" is no folder below {root}. Correct it, or copy the images there.')
+        found = sorted(
+            Path(place, file).relative_to(root).as_posix() for place, _, files in os.walk(folder) for file in files
+        )
+        for path in found:
+            if left_alone is not None and left_alone.fullmatch(path):
+                continue
+            if path.lower().endswith(PARTIAL_SUFFIXES):
+                raise ManifestError(f"{root / path}: a copy that was not finished. Fetch or copy the file again.")
+            if path.lower().endswith(IMAGE_SUFFIXES):
+                yield path
+
+
+def _planes(match: re.Match[str], root: Path, manifest: Manifest) -> Iterator[PlaneRow]:
+    name = match[0]
+    groups = {group: text for group, text in match.groupdict().items() if text is not None}
+    channel = groups.pop("channel", None)
+    said = {group: text for group, text in groups.items() if group not in ("plate", "row", "column")}
+    metadata = {_PLACES.get(group, f"Metadata_{group}"): text for group, text in said.items()}
+    parts = [groups[group] for group in sorted(groups) if re.fullmatch(r"plate(_\d)?", group)]
+    if parts:
+        metadata["Metadata_Plate"] = "_".join(parts)
+    if "row" in groups and "column" in groups:
+        metadata["Metadata_Well"] = well_of(groups["row"], groups["column"], where=name)
+    if "Metadata_Site" in metadata:
+        metadata["Metadata_Site"] = metadata["Metadata_Site"].lstrip("0") or "0"
+    metadata = {**manifest.constants, **metadata}
+    if channel is not None:
+        yield PlaneRow(metadata, channel, Plane(root / name), name)
+        return
+    for page, stain in enumerate(manifest.channels):
+        yield PlaneRow(metadata, stain, Plane(root / name, (page,)), name)
