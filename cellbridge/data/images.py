@@ -22,15 +22,21 @@ Counts = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-def read_plane(source: Plane | Path, *, full_scale: int) -> Counts:
+def read_plane(source: Plane | Path, *, full_scale: int, md5: str = "") -> Counts:
     """Read one channel of a field: (y, x), uint8 or uint16.
+
+    Parameters
+    ----------
+    md5 : of the file, where the tables give it.
 
     Raises
     ------
     ImageError : the file is missing, empty, truncated, of another format, not one plane, not 8 or 16 bit unsigned, or holds a
-        count above the full scale.
+        count above the full scale, or its md5 is another.
     """
     image = _read(source)
+    if md5:
+        require_md5(source.file if isinstance(source, Plane) else source, md5)
     if image.ndim > 2:
         image = image.reshape([n for n in image.shape if n > 1] or [1, 1])
     if image.ndim != 2:
@@ -86,6 +92,15 @@ def digest(image: np.ndarray) -> bytes:
 def file_md5(file: Path) -> str:
     """Return a file's md5, as tables of public data sets list it (for integrity, not for security)."""
     return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def require_md5(file: Path, md5: str) -> None:
+    """Raise ImageError where a file's md5 is not the one that its table gives."""
+    if not file.is_file():
+        raise ImageError(f"{file}: an md5 is given, but it is no single file. Leave the md5 out of the table.")
+    found = file_md5(file)
+    if found != md5.lower():
+        raise ImageError(f"{file}: md5 {found} is not the table's {md5.lower()}. Copy it again.")
 
 
 def require_all(problems: Iterable[str], *, total: int, show: int = 5) -> None:
