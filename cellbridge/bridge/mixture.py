@@ -73,41 +73,65 @@ class MixtureBridge(Endpoint, nn.Module):
 
     def conditionals(self, source: Tensor) -> Conditionals:
         """Return mean and covariance of X_1 given each source, (source, d)."""
-        shares, means, _ = self._components(source, torch.zeros(len(source)))
+        shares, along_axes, _ = self._components(source, torch.zeros(len(source)))
+        means = torch.einsum("nke,kde->nkd", along_axes, self.bases)
         mean = torch.einsum("nk,nkd->nd", shares, means)
         apart = (means - mean[:, None]) * shares.sqrt()[..., None]
         return Conditionals(mean, torch.einsum("nk,kde->nde", shares, self.covariances) + apart.mT @ apart)
 
+    def shares_of_source(self, source: Tensor) -> Tensor:
+        """Return how much each component carries of each source, (n, k), which sums to one."""
+        return self._components(source, torch.zeros(len(source)))[0]
+
+    def shares_of_target(self, target: Tensor) -> Tensor:
+        """Return how much each component gives of each target, (n, k), which sums to one: exp(a_k) N(y; r_k, P_k) / v(y)."""
+        rotated = self._rotated(target.to(self.values)) - torch.einsum("kd,kde->ke", self.offsets, self.bases)
+        logits = self.log_weights - 0.5 * (rotated.square() / self.values + self.values.log()).sum(-1)
+        return logits.softmax(-1)
+
     def mean(self, x: Tensor, s: Tensor, direction: Direction) -> Tensor:
         _require_forward(direction)
         shares, means, _ = self._components(x, s)
-        return torch.einsum("nk,nkd->nd", shares, means).to(x)
+        weighted = (shares[..., None] * means).flatten(1)
+        return (weighted @ self.bases.mT.reshape(-1, x.shape[1])).to(x)
 
     def draw(self, x: Tensor, s: Tensor, direction: Direction, *, chance: Chance) -> Tensor:
         """Return an exact draw of the endpoint, so that a simulation of a single step reaches the target's distribution."""
         _require_forward(direction)
         shares, means, spreads = self._components(x, s)
-        rows = torch.arange(len(x))
+        rows = torch.arange(len(x), device=x.device)
         chosen = (shares.cumsum(-1) < chance.uniform.to(shares)[:, None]).sum(-1).clamp_max(shares.shape[-1] - 1)
-        along_axes = spreads[rows, chosen] * chance.end.to(shares)
-        turned = (self.bases[chosen] @ along_axes[..., None])[..., 0]
-        return (means[rows, chosen] + turned).to(x)
+        along_axes = means[rows, chosen] + spreads.expand_as(means)[rows, chosen] * chance.end.to(shares)
+        drawn = torch.empty_like(along_axes)
+        for component in chosen.unique().tolist():
+            of_it = chosen == component
+            drawn[of_it] = along_axes[of_it] @ self.bases[component].T
+        return drawn.to(x)
 
     def _components(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return shares (n, k), means (n, k, d) and standard deviations along the bases (n, k, d) of X_1 given X_s = x.
+        """Return shares (n, k), and means (n, k, d) and standard deviations (n or 1, k, d) of X_1 given X_s = x, both along the bases.
 
         Along each axis of P_k, with ahead = reg (1 - s) and total = ahead + s p: variance p ahead / total, mean (ahead r + p x) / total,
         log weight (2 r x - s r² + x² (p (1 + s) / reg - s)) / (2 total) - log(total) / 2, up to what all components share.
         """
+        if len(s) > 1 and bool((s == s[0]).all()):
+            s = s[:1]  # all else that depends on time alone is then computed once
         s = s.to(self.values)[:, None, None]
-        x, p, ahead = x.to(self.values), self.values, self.reg * (1 - s)
-        rotated = torch.einsum("nd,kde->nke", x, self.bases)
+        p, ahead = self.values, self.reg * (1 - s)
+        rotated = self._rotated(x.to(self.values))
         offsets = torch.einsum("kd,kde->ke", self.offsets, self.bases)
         total = ahead + s * p
-        means = torch.einsum("nke,kde->nkd", (ahead * offsets + p * rotated) / total, self.bases)
-        quadratic = 2 * offsets * rotated - s * offsets.square() + rotated.square() * (p * (1 + s) / self.reg - s)
-        logits = self.log_weights + 0.5 * (quadratic / total - total.log()).sum(-1)
-        return logits.softmax(-1), means, (p * ahead / total).sqrt()
+        inverse = total.reciprocal()
+        means = (ahead * offsets * inverse) + (p * inverse) * rotated
+        curved = (0.5 * inverse * (p * (1 + s) / self.reg - s)) * rotated
+        constant = self.log_weights - 0.5 * (s * offsets.square() * inverse + total.log()).sum(-1)
+        logits = constant + (rotated * (curved + offsets * inverse)).sum(-1)
+        return logits.softmax(-1), means, (p * ahead * inverse).sqrt()
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        """Return rows along the axes of each component, (n, k, d)."""
+        k, d = self.values.shape
+        return (x @ self.bases.permute(1, 0, 2).reshape(d, k * d)).view(len(x), k, d)
 
 
 def _require_forward(direction: Direction) -> None:

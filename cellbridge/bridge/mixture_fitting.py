@@ -1,18 +1,14 @@
-"""Fit the potential of a mixture bridge to two unpaired samples, in closed-form steps.
+"""Fit the potential of a mixture bridge to two unpaired samples, with as many components as held-out rows bear out.
 
-The plan that is nearest in KL divergence minimises E_source[log c(x)] - E_target[log v(y)], c(x) = ∫ exp(x·y / reg) v(y) dy. With a mixture v it
-is stationary where each component carries its share of the source, seen through the plan, to its share of the target, seen through v: mean and
-covariance of both shares being known, that component is the closed-form bridge between two Gaussians. These steps are repeated, each damped
-until the objective falls. As in EM the number of steps is small: tens, where stochastic gradients take tens of thousands.
+The objective has local minima: components that divide the data wrongly stay so. The fit therefore begins with too many, and again and again merges
+the two whose merging costs least, with a few closed-form steps after each merging; held-out rows say where to stop. That path is walked on some
+of the rows, and the best few of its stations are finished on all of them. Neither side has to be clustered for this.
 
 All happens in coordinates in which the Gaussian bridge of the whole has P = I and reg = 1, whatever the scales of the data.
-
-References
-----------
-Korotin et al. 2024, "Light Schrödinger bridge", arXiv:2310.01174, eq. 12 (the objective), proposition 3.4 (its estimate from samples).
 """
 
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,14 +17,19 @@ from torch import Tensor
 from cellbridge.bridge.budget import Budget
 from cellbridge.bridge.gaussian import gaussian_bridge
 from cellbridge.bridge.mixture import MixtureBridge
+from cellbridge.bridge.mixture_descent import Potential, State, balanced, carrying, descend, moments, state_of
+from cellbridge.bridge.mixture_merging import MOST_PAIRS, merged
 from cellbridge.bridge.moments import second_moments
 
-COMPONENTS = (1, 4, 8, 16)
-_MOST_STEPS, _SMALLEST_STEP, _SMALLEST_GAIN = 60, 0.02, 1e-6
+COMPONENTS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)
+_MOST_STEPS, _STEPS_A_STATION, _FINALISTS = 60, 4, 3
+_COARSE = 1e-4
+"""What a step on the path has to gain for another to follow."""
 _MOST_HELD_OUT = 2000
-_CLUSTERED = 4000
-"""Rows among which the first centres are sought."""
-_FLOOR = 1e-8
+_WALKED = 4000
+"""Rows on which the path is walked, or 100 a column where that is more."""
+_ROWS_A_COMPONENT = 20
+"""At least, or two a column where that is more."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class _Coordinates:
     def target(self, y: Tensor) -> Tensor:
         return torch.linalg.solve(self.turn, (y.double() - self.target_mean).T).T.float()
 
-    def bridge(self, found: "_Potential") -> MixtureBridge:
+    def bridge(self, found: Potential) -> MixtureBridge:
         """Return the bridge of a potential in the coordinates of the data."""
         turn, covariances = self.turn, found.covariances
         start = turn.T @ self.source_mean / self.reg
@@ -66,55 +67,19 @@ class _Coordinates:
 
 
 @dataclass(frozen=True)
-class _Potential:
-    """log v_k(y) = a_k + log N(y; r_k, P_k), by its natural parameters P_k⁻¹ r_k and P_k⁻¹; float64."""
+class _Judged:
+    """A station of the path: a potential, and what it says of the held-out rows."""
 
-    log_weights: Tensor
-    slopes: Tensor
-    precisions: Tensor
-
-    @property
-    def covariances(self) -> Tensor:
-        covariances = torch.linalg.inv(self.precisions)
-        return (covariances + covariances.mT) / 2
+    potential: Potential
+    held_out: State
 
     @property
-    def offsets(self) -> Tensor:
-        return torch.linalg.solve(self.precisions, self.slopes[..., None])[..., 0]
-
-    def towards(self, other: "_Potential", step: float) -> "_Potential":
-        """Return the potential a step of the way to another, in natural parameters."""
-        slopes, precisions = (
-            torch.lerp(self.slopes, other.slopes, step),
-            torch.lerp(self.precisions, other.precisions, step),
-        )
-        return _Potential(self.log_weights, slopes, precisions)
-
-    def of_source(self, x: Tensor) -> Tensor:
-        """Return log c_k(x) = a_k + x·r_k + xᵀ P_k x / 2, (n, k)."""
-        factor = torch.linalg.cholesky(self.covariances).float()
-        quadratic = torch.einsum("nd,kde->nke", x, factor).square().sum(-1)
-        return self.log_weights.float() + x @ self.offsets.float().T + quadratic / 2
-
-    def of_target(self, y: Tensor) -> Tensor:
-        """Return log v_k(y) up to a constant, (n, k)."""
-        factor = torch.linalg.cholesky(self.precisions)
-        centred = torch.einsum("nd,kde->nke", y, factor.float()) - (factor.mT @ self.offsets[..., None])[..., 0].float()
-        constant = self.log_weights + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return constant.float() - centred.square().sum(-1) / 2
-
-
-@dataclass(frozen=True)
-class _State:
-    """A potential and what it says of the rows: logarithms of components, (n, k), and the objective."""
-
-    potential: _Potential
-    of_source: Tensor
-    of_target: Tensor
+    def components(self) -> int:
+        return len(self.potential.log_weights)
 
     @property
     def objective(self) -> float:
-        return float(self.of_source.logsumexp(1).double().mean() - self.of_target.logsumexp(1).double().mean())
+        return self.held_out.objective
 
 
 def fit_mixture(
@@ -134,7 +99,7 @@ def fit_mixture(
     reg : squared volatility, in squared units of the data.
     seed : of the rows held out, and of the first centres.
     budget : at least one number of components is fitted, whatever it says.
-    components : numbers to try, rising; those for which the rows are too few are left out.
+    components : numbers to try, rising; those for which the rows are too few are left out, the largest also for want of time.
 
     Raises
     ------
@@ -143,31 +108,80 @@ def fit_mixture(
     rng = np.random.default_rng(seed)
     (train_x, held_x), (train_y, held_y) = (_held_out(rows, rng) for rows in (source, target))
     coordinates = _coordinates(train_x, train_y, reg=reg)
-    x, y, held_x, held_y = (
-        to(rows)
-        for to, rows in zip(
-            (coordinates.source, coordinates.target) * 2, (train_x, train_y, held_x, held_y), strict=True
-        )
-    )
-    usable = [k for k in components if k == components[0] or k * max(20, 2 * x.shape[1]) <= min(len(x), len(y))]
-    best: tuple[int, _Potential, _State] | None = None
-    scores: dict[int, float] = {}
-    failures = 0
-    for place, count in enumerate(usable):
-        if best is not None and (budget.left < 0.05 * budget.seconds or failures == 2):
-            break
-        found = _fitted(x, y, count, rng=rng, budget=budget.part(0.9 * count / sum(usable[place:])))
-        judged = _state(found, held_x, held_y)
-        scores[count] = judged.objective
-        if best is None or _beats(judged, best[2]):
-            best, failures = (count, found, judged), 0
-        else:
-            failures += 1
-    assert best is not None
-    count, found, _ = best
+    x, held_x = coordinates.source(train_x), coordinates.source(held_x)
+    y, held_y = coordinates.target(train_y), coordinates.target(held_y)
+    d = x.shape[1]
+    usable = [k for k in components if k * max(_ROWS_A_COMPONENT, 2 * d) <= min(len(x), len(y))] or [components[0]]
+    few = max(_WALKED, 100 * d)
+    path = _walked(x[:few], y[:few], usable, (held_x, held_y), rng=rng, budget=budget.part(0.5))
+    scores = {station.components: station.objective for station in path}
+    finalists = sorted(path, key=lambda station: station.objective)[:_FINALISTS]
+    finished = [station for station in path if station.components == 1]
+    for place, station in enumerate(finalists):
+        if station.components > 1:
+            share = budget.part(0.8 / (len(finalists) - place))
+            found = descend(state_of(station.potential, x, y), x, y, budget=share, most=_MOST_STEPS).potential
+            finished.append(_judged(found, held_x, held_y))
+    scores |= {station.components: station.objective for station in finished}
+    best = _smallest_that_stands(finished)
     everything = coordinates.source(source), coordinates.target(target)
-    final = _descend(_state(found, *everything), *everything, budget=budget.part(0.9), most=5)
-    return MixtureFit(coordinates.bridge(final.potential), count, scores)
+    final = descend(state_of(best.potential, *everything), *everything, budget=budget.part(0.9), most=5)
+    return MixtureFit(coordinates.bridge(final.potential), best.components, dict(sorted(scores.items())))
+
+
+def _walked(
+    x: Tensor,
+    y: Tensor,
+    numbers: list[int],
+    held_out: tuple[Tensor, Tensor],
+    *,
+    rng: np.random.Generator,
+    budget: Budget,
+) -> list[_Judged]:
+    """Merge from the largest number that there is time for down to the smallest; return a station for each of them."""
+    stations = [_judged(_single(x.shape[1]), *held_out)] if numbers[0] == 1 else []
+    several = [count for count in numbers if count > 1]
+    if not several or (stations and not budget.left):
+        return stations
+    state = _begun(x, y, several, rng=rng, budget=budget)
+    while True:
+        count = len(state.potential.log_weights)
+        station = count in several
+        state = descend(state, x, y, budget=budget, most=_STEPS_A_STATION if station else 1, gain=_COARSE)
+        if station:
+            stations.append(_judged(state.potential, *held_out))
+        if count == several[0] or not budget.left:
+            return stations
+        state = merged(state, x, y)
+
+
+def _begun(x: Tensor, y: Tensor, numbers: list[int], *, rng: np.random.Generator, budget: Budget) -> State:
+    """Return the first state of the path, of the largest number that there is time for (the smallest, if for none)."""
+    state = _first(x, y, numbers[0], rng=rng)
+    began = time.process_time()
+    carrying(state.of_source.softmax(1), state.of_target.softmax(1), x, y)
+    balanced(state_of(state.potential, x, y), None, sweeps=15)
+    each = (time.process_time() - began) / numbers[0]
+    # A step costs in proportion to the components, a merger about two steps more.
+    affordable = [k for k in numbers if each * sum(3 * n + MOST_PAIRS for n in range(k + 1)) <= budget.left]
+    if affordable[1:]:
+        state = _first(x, y, affordable[-1], rng=rng)
+    return descend(state, x, y, budget=budget, most=2 * _STEPS_A_STATION, gain=_COARSE)
+
+
+def fit_reversed(found: MixtureFit, source: Tensor, target: Tensor, *, reg: float, budget: Budget) -> MixtureFit:
+    """Fit the bridge from target to source, with the components that the bridge from source to target divides the rows into.
+
+    Parameters
+    ----------
+    found : the bridge from source to target.
+    """
+    shares = found.bridge.shares_of_target(target).float(), found.bridge.shares_of_source(source).float()
+    coordinates = _coordinates(target, source, reg=reg)
+    rows = coordinates.source(target), coordinates.target(source)
+    state = balanced(state_of(carrying(*shares, *rows), *rows), None, sweeps=30)
+    final = descend(state, *rows, budget=budget, most=_MOST_STEPS)
+    return MixtureFit(coordinates.bridge(final.potential), found.components, {})
 
 
 def _held_out(rows: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -183,7 +197,18 @@ def _coordinates(source: Tensor, target: Tensor, *, reg: float) -> _Coordinates:
     return _Coordinates(gaussian.source_mean, gaussian.target_mean, turn, reg)
 
 
-def _beats(new: _State, old: _State) -> bool:
+def _judged(potential: Potential, x: Tensor, y: Tensor) -> _Judged:
+    return _Judged(potential, state_of(potential, x, y))
+
+
+def _smallest_that_stands(stations: list[_Judged]) -> _Judged:
+    """Return the one of the fewest components that the best does not beat by more than a standard error."""
+    best = min(stations, key=lambda station: station.objective)
+    standing = [station for station in stations if not _beats(best.held_out, station.held_out)]
+    return min(standing, key=lambda station: station.components)
+
+
+def _beats(new: State, old: State) -> bool:
     """Say whether the held-out objective fell by more than its standard error, row by row."""
     gains = [
         getattr(old, side).logsumexp(1).double() - getattr(new, side).logsumexp(1).double()
@@ -193,97 +218,22 @@ def _beats(new: _State, old: _State) -> bool:
     return float(gains[0].mean() - gains[1].mean()) > error
 
 
-def _fitted(x: Tensor, y: Tensor, count: int, *, rng: np.random.Generator, budget: Budget) -> _Potential:
-    if count == 1:
-        return _Potential(
-            torch.zeros(1).double(), torch.zeros(1, x.shape[1]).double(), torch.eye(x.shape[1])[None].double()
-        )
-    return _descend(_first(x, y, count, rng=rng), x, y, budget=budget, most=_MOST_STEPS).potential
+def _single(dimension: int) -> Potential:
+    """Return the Gaussian bridge of the whole."""
+    eye = torch.eye(dimension, dtype=torch.float64)
+    return Potential(eye.new_zeros(1), eye.new_zeros(1, dimension), eye[None])
 
 
-def _first(x: Tensor, y: Tensor, count: int, *, rng: np.random.Generator) -> _State:
+def _first(x: Tensor, y: Tensor, count: int, *, rng: np.random.Generator) -> State:
     """Start from clusters of the target, and of the source as the Gaussian bridge carries it into them."""
     from sklearn.cluster import KMeans
 
-    rows = rng.choice(len(y), min(_CLUSTERED, len(y)), replace=False)
-    found = KMeans(count, n_init=1, max_iter=20, random_state=int(rng.integers(2**31))).fit(y[rows].numpy())
-    labels = torch.from_numpy(found.predict(y.numpy())).long()
-    shares = torch.nn.functional.one_hot(labels, count).float()
-    weights, means, covariances = _moments(shares, y)
-    clusters = _Potential(
+    found = KMeans(count, n_init=1, max_iter=20, random_state=int(rng.integers(2**31))).fit(y.numpy())
+    shares = torch.nn.functional.one_hot(torch.from_numpy(found.labels_).long(), count).float()
+    weights, means, covariances = moments(shares, y)
+    clusters = Potential(
         weights.log(), torch.linalg.solve(covariances, means[..., None])[..., 0], torch.linalg.inv(covariances)
     )
     carried = x + torch.from_numpy(rng.standard_normal(x.shape).astype(np.float32))
-    potential = _carrying(clusters.of_target(carried).softmax(1), shares, x, y)
-    return _balanced(_state(potential, x, y), weights.log(), sweeps=30)
-
-
-def _descend(state: _State, x: Tensor, y: Tensor, *, budget: Budget, most: int) -> _State:
-    """Take damped closed-form steps until the objective no longer falls."""
-    step = 1.0
-    for _ in range(most):
-        if not budget.left:
-            break
-        aim = _carrying(state.of_source.softmax(1), state.of_target.softmax(1), x, y)
-        while True:
-            moved = _balanced(_state(state.potential.towards(aim, step), x, y), None, sweeps=15)
-            if moved.objective < state.objective or step < _SMALLEST_STEP:
-                break
-            step /= 2
-        if not moved.objective < state.objective - _SMALLEST_GAIN:
-            break
-        state, step = moved, min(1.0, 1.5 * step)
-    return state
-
-
-def _carrying(source_shares: Tensor, target_shares: Tensor, x: Tensor, y: Tensor) -> _Potential:
-    """Return the components that carry each share of the source to the same share of the target, as between Gaussians."""
-    _, start, spread = _moments(source_shares, x)
-    weights, end, covariances = _moments(target_shares, y)
-    conditional = _conditional_covariance(spread, covariances)
-    precisions = torch.linalg.inv(conditional)
-    precisions = (precisions + precisions.mT) / 2
-    return _Potential(weights.clamp_min(_FLOOR).log(), (precisions @ end[..., None])[..., 0] - start, precisions)
-
-
-def _moments(shares: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weights (k,), means (k, d) and covariances (k, d, d), of components with few rows drawn to the pooled covariance."""
-    n, d = rows.shape
-    counts = shares.sum(0).clamp_min(_FLOOR)
-    means = (shares.T @ rows) / counts[:, None]
-    squares = torch.stack([(rows * share[:, None]).T @ rows for share in shares.T]) / counts[:, None, None]
-    covariances = (squares - means[:, :, None] * means[:, None]).double()
-    counts = counts.double()
-    pooled = (counts[:, None, None] * covariances).sum(0) / n
-    trust = (counts / (counts + d / 2))[:, None, None]
-    covariances = trust * covariances + (1 - trust) * pooled
-    ridge = 1e-6 * pooled.diagonal().mean() * torch.eye(d, dtype=torch.float64)
-    return counts / n, means.double(), (covariances + covariances.mT) / 2 + ridge
-
-
-def _conditional_covariance(source: Tensor, target: Tensor) -> Tensor:
-    """Return P with P + P A P = B, (k, d, d): Cov(X_1 | X_0) of the bridges from N(., A) to N(., B) at reg = 1."""
-    values, basis = torch.linalg.eigh(source)
-    values = values.clamp_min(1e-9 * values[..., -1:])
-    root, inverse = ((basis * power[..., None, :]) @ basis.mT for power in (values.sqrt(), values.rsqrt()))
-    inner, turn = torch.linalg.eigh(root @ target @ root)
-    gain = 2 * inner.clamp_min(0) / ((4 * inner.clamp_min(0) + 1).sqrt() + 1)
-    found = inverse @ ((turn * gain[..., None, :]) @ turn.mT) @ inverse
-    smallest = 1e-9 * found.diagonal(dim1=-2, dim2=-1).amax(-1)
-    return (found + found.mT) / 2 + smallest[:, None, None] * torch.eye(found.shape[-1], dtype=torch.float64)
-
-
-def _state(potential: _Potential, x: Tensor, y: Tensor) -> _State:
-    return _State(potential, potential.of_source(x), potential.of_target(y))
-
-
-def _balanced(state: _State, log_weights: Tensor | None, *, sweeps: int) -> _State:
-    """Move the weights until each component takes as much of the source as it gives of the target (or as `log_weights` say)."""
-    shift = torch.zeros(state.of_source.shape[1])
-    for _ in range(sweeps):
-        taken = (state.of_source + shift).softmax(1).mean(0).clamp_min(_FLOOR).log()
-        given = (state.of_target + shift).softmax(1).mean(0).clamp_min(_FLOOR).log()
-        shift = shift + (given if log_weights is None else log_weights.float()) - taken
-    shift = shift - shift.mean()
-    potential = replace(state.potential, log_weights=state.potential.log_weights + shift.double())
-    return _State(potential, state.of_source + shift, state.of_target + shift)
+    potential = carrying(clusters.of_target(carried).softmax(1), shares, x, y)
+    return balanced(state_of(potential, x, y), weights.log(), sweeps=30)

@@ -79,9 +79,16 @@ class PotentialPair(Pair):
         weights = 0.3 * torch.randn(5, generator=chance)
         self._turn = torch.linalg.qr(_normal(dimension, dimension, chance))[0]
         self._bridge = MixtureBridge.of_potential(weights, centres, covariances, reg=reg)
-        known = self._bridge.conditionals(self.source(_FOR_MOMENTS, chance))
-        self.mean = known.means.mean(0)
-        self.covariance = known.covariances.mean(0) + torch.cov(known.means.T)
+        # A part at a time: covariances of all at once would take gigabytes at d = 64.
+        parts = [self._moments(part) for part in self.source(_FOR_MOMENTS, chance).split(1000)]
+        means = torch.cat([means for means, _ in parts])
+        self.mean = means.mean(0)
+        self.covariance = torch.stack([spread for _, spread in parts]).mean(0) + torch.cov(means.T)
+
+    def _moments(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the conditional means, and the mean of the conditional covariances."""
+        known = self._bridge.conditionals(source)
+        return known.means, known.covariances.mean(0)
 
     def source(self, count: int, chance: Generator) -> Tensor:
         rows = _normal(count, len(self._turn), chance)
