@@ -84,6 +84,21 @@ _TRAINING = (
 COMMANDS = (
     Command("synthesize", "synthesize", "render synthetic plates whose counterfactual truth is known", (_SEED,)),
     Command(
+        "fetch",
+        "fetch",
+        "bring a data set's files here, whole and verified, from S3, the web or a folder",
+        (
+            Option("--root", "root", "where the files go (default: what the manifest says)"),
+            Option("--plates", "plates", "only this plate; give several", many=True),
+            Option("--wells", "wells", "only this well, as B03 or PLATE/B03; give several", many=True),
+            Option(
+                "--dry-run", "dry_run", "say how much it is and how long it may take, and fetch nothing", switch=True
+            ),
+        ),
+        writes=False,
+        positional=(Option("manifest", "manifest", "the data set's manifest.yaml"),),
+    ),
+    Command(
         "prepare",
         "prepare",
         "plates or ready-made crops into a store of cells",
