@@ -399,8 +399,8 @@ class BridgeConfig(Section):
     held-out energy distance plus the residual of -I / reg."""
     budget_seconds: float = Field(default=60.0, gt=0.0)
     """Processor seconds of the fit, all threads together."""
-    components: tuple[PositiveInt, ...] = Field(default=(1, 4, 8, 16), min_length=1)
-    """Numbers of components of the potential to try, rising; held-out rows choose."""
+    components: tuple[PositiveInt, ...] = Field(default=(1, 2, 3, 4, 5, 6, 8, 12, 16, 24), min_length=1)
+    """Numbers of components of the potential to try, rising; they are merged from the largest down, and held-out rows choose."""
     width: PositiveInt = 64
     """Of the network's three hidden layers."""
     batch_size: int = Field(default=256, ge=2)

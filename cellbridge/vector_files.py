@@ -19,6 +19,7 @@ from cellbridge.vectors import Scaling, VectorBridge, Vectors, empty_model
 
 KIND = "vector bridge"
 _WEIGHTS, _CARD = "bridge.safetensors", "bridge.json"
+_OF_SCALING = ("source_mean", "target_mean", "varies")
 
 
 def read_vectors(path: Path) -> Vectors:
@@ -66,8 +67,8 @@ def save_bridge(run: RunDir, bridge: VectorBridge) -> None:
         **_sizes(model),
         "facts": bridge.facts,
     }
-    means = {"source_mean": bridge.scaling.source_mean, "target_mean": bridge.scaling.target_mean}
-    weights = {f"model.{name}": value for name, value in model.state_dict().items()} | means
+    scaling = {name: getattr(bridge.scaling, name) for name in _OF_SCALING}
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()} | scaling
     with publish_model(run, manifest={"kind": KIND, "solver": bridge.solver}) as directory:
         save_file({name: value.contiguous() for name, value in weights.items()}, directory / _WEIGHTS)
         text = json.dumps(card, indent=2, allow_nan=False)
@@ -95,7 +96,7 @@ def load_bridge(path: Path) -> VectorBridge:
             width=card["width"],
         )
         model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
-        scaling = Scaling(weights["source_mean"], weights["target_mean"], card["scale"])
+        scaling = Scaling(scale=card["scale"], **{name: weights[name] for name in _OF_SCALING})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(

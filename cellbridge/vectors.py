@@ -5,7 +5,8 @@
 
 Two solvers stand beside each other. `mixture` fits a Gaussian-mixture potential and samples its plan exactly, in one step. `neural` puts a
 network on two such potentials, one for either direction, trains it by iterative Markovian fitting, and keeps it as far as it helps on
-held-out rows. `auto` fits both and takes the better by held-out energy distance plus the residual of -I / reg in the joint precision.
+held-out rows. `auto` fits both and takes the better by held-out energy distance plus the residual of -I / reg in the joint precision; where no
+network was kept, both are one plan, and the mixture draws it.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from cellbridge.bridge.gaussian import Direction, gaussian_bridge
 from cellbridge.bridge.integrate import batch_chances, flow, row_chances, simulate, times
 from cellbridge.bridge.matching import Pairs
 from cellbridge.bridge.mixture import MixtureBridge
-from cellbridge.bridge.mixture_fitting import MixtureFit, fit_mixture
+from cellbridge.bridge.mixture_fitting import MixtureFit, fit_mixture, fit_reversed
 from cellbridge.bridge.moments import second_moments
 from cellbridge.bridge.potential import PotentialPreconditioning
 from cellbridge.bridge.preconditioning import GaussianPreconditioning
@@ -43,6 +44,8 @@ _FEWEST = 20
 _HELD_OUT = 1000
 _PAIRS_JUDGED = 20_000
 _COUPLED_AT_ONCE = 512
+_FOR_POTENTIAL = 0.5
+"""Of the budget, where a network is to come on top."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,13 @@ class Scaling:
     ----------
     source_mean, target_mean : (d,), float64.
     scale : root mean square deviation of both sides, over all columns.
+    varies : (2, d), bool: which columns of the source and of the target are not constant. A constant one stays what it is.
     """
 
     source_mean: Tensor
     target_mean: Tensor
     scale: float
+    varies: Tensor
 
     def apply(self, rows: Tensor, mean: Tensor) -> Tensor:
         """Return centred and scaled rows, float32."""
@@ -73,7 +78,7 @@ class VectorBridge:
     model : in scaled coordinates.
     solver : which one made it: `mixture` or `neural`.
     reg : squared volatility in squared units of the data, as the user gave it.
-    steps : of a simulation; an exact one of a mixture takes a single step, whatever this says.
+    steps : of a simulation; an exact one takes a single step, whatever this says.
     facts : what the fit found, plain JSON values.
     """
 
@@ -87,6 +92,11 @@ class VectorBridge:
     @property
     def dimension(self) -> int:
         return len(self.scaling.source_mean)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether one step draws the plan: a mixture, or a network of which nothing was kept."""
+        return self.solver == "mixture" or self.facts["network_kept_at_step"] == 0
 
     def translate(
         self,
@@ -118,11 +128,12 @@ class VectorBridge:
             raise CouplingError(f"input: {whole.shape[1]} columns, but the bridge was fitted to {self.dimension}.")
         ends = (self.scaling.source_mean, self.scaling.target_mean)
         start, end = ends if direction == "forward" else ends[::-1]
+        free = self.scaling.varies[1 if direction == "forward" else 0]
         scaled, parts = self.scaling.apply(whole, start), []
         for first in range(0, len(scaled), batch_size):
             part = scaled[first : first + batch_size]
             moved = self._move(part, first, seed=seed, direction=direction, method=method)
-            parts.append(moved.double() * self.scaling.scale + end)
+            parts.append(torch.where(free, moved.double() * self.scaling.scale, 0.0) + end)
         result: Vectors = torch.cat(parts).float().numpy() if parts else np.empty(rows.shape, np.float32)
         return result
 
@@ -132,7 +143,7 @@ class VectorBridge:
         if method == "ode":
             return flow(self.model, part, direction=direction, grid=times(self.steps))
         seeds = torch.tensor([derive_seed("translate", seed, first + row) for row in range(len(part))])
-        grid = times(1 if self.solver == "mixture" else self.steps)
+        grid = times(1 if self.is_exact else self.steps)
         chances = row_chances(seeds, (part.shape[1],))
         return simulate(self.model, part, reg=self.facts["scaled_reg"], chances=chances, direction=direction, grid=grid)
 
@@ -215,39 +226,28 @@ class _Fit:
         return found.bridge, "mixture", _told(found)
 
     def neural(self, budget: Budget) -> Fitted:
-        forward = self._potential(self._source, self._target, budget=budget.part(0.25))
+        forward = self._potential(self._source, self._target, budget=budget.part(_FOR_POTENTIAL))
         fit, facts = self._network(forward, budget)
         return fit.model, "neural", facts
 
     def auto(self, budget: Budget) -> Fitted:
-        forward = self._potential(self._source, self._target, budget=budget.part(0.25))
+        forward = self._potential(self._source, self._target, budget=budget.part(_FOR_POTENTIAL))
         fit, facts = self._network(forward, budget)
         scores = {
             "mixture": self._score(forward.bridge, steps=1),
-            "neural": self._score(fit.model, steps=self._config.steps),
+            "neural": self._score(fit.model, steps=self._config.steps if fit.kept else 1),
         }
         facts |= {"held_out_scores": scores}
-        if sum(scores["neural"].values()) < sum(scores["mixture"].values()):
+        if fit.kept and sum(scores["neural"].values()) < sum(scores["mixture"].values()):
             return fit.model, "neural", facts
         return forward.bridge, "mixture", facts
 
-    def _potential(
-        self, source: Tensor, target: Tensor, *, budget: Budget, components: tuple[int, ...] | None = None
-    ) -> MixtureFit:
+    def _potential(self, source: Tensor, target: Tensor, *, budget: Budget) -> MixtureFit:
         seed = derive_seed("potential", self._seed) >> 1
-        return fit_mixture(
-            source,
-            target,
-            reg=self.reg,
-            seed=seed,
-            budget=budget,
-            components=components or self._config.components,
-        )
+        return fit_mixture(source, target, reg=self.reg, seed=seed, budget=budget, components=self._config.components)
 
     def _network(self, forward: MixtureFit, budget: Budget) -> tuple[NetworkFit, dict[str, Any]]:
-        backward = self._potential(
-            self._target, self._source, budget=budget.part(0.3), components=(forward.components,)
-        )
+        backward = fit_reversed(forward, self._source, self._target, reg=self.reg, budget=budget.part(0.3))
         moments = second_moments(self._source), second_moments(self._target)
         gaussian = GaussianPreconditioning(gaussian_bridge(*moments[0], *moments[1], reg=self.reg))
         copy = MixtureBridge(
@@ -267,7 +267,7 @@ class _Fit:
             schedule=replace(Schedule(), batch_size=self._config.batch_size, learning_rate=self._config.learning_rate),
             couple=self._couple if self._config.pairs == "coupled" else None,
         )
-        looks = [{"step": look.step, "distance": look.distance} for look in fit.looks]
+        looks = [{"step": look.step, "distance": look.distance, "spread": look.spread} for look in fit.looks]
         facts = {"network_steps": fit.steps, "network_kept_at_step": fit.kept, "looks": looks}
         return fit, _told(forward) | {"components_backward": backward.components} | facts
 
@@ -316,7 +316,8 @@ def _scaling(source: Tensor, target: Tensor) -> Scaling:
     squares = sum(
         float((rows.double() - mean).square().mean()) for rows, mean in zip((source, target), means, strict=True)
     )
-    return Scaling(means[0], means[1], (squares / 2) ** 0.5 or 1.0)
+    varies = torch.stack([(rows != rows[:1]).any(0) for rows in (source, target)])
+    return Scaling(means[0], means[1], (squares / 2) ** 0.5 or 1.0, varies)
 
 
 def _require_vectors(rows: Vectors, name: str) -> Tensor:

@@ -4,7 +4,7 @@ What is simulated from a real source trains the backward direction, and from a r
 weights, with a few rounds kept. Begun at a bridge of the form f(x_0) k(x_0, x_1) g(x_1), as every closed-form reference is, this stays optimal
 and mends the ends (as iterative proportional fitting does). Rounds can instead be given pairs of another coupling to begin with. An
 under-trained network can undo what the reference had: at intervals the bridge is judged on held-out rows, and the best state is what stays,
-be it the reference itself.
+be it the reference itself. Ends alone would not see a plan whose conditional spread has collapsed, so that the plan is judged, too.
 
 References
 ----------
@@ -24,8 +24,8 @@ from torch import Generator, Tensor, nn
 from cellbridge.bridge.budget import Budget
 from cellbridge.bridge.drift import EndpointDrift
 from cellbridge.bridge.integrate import batch_chances, simulate, times
+from cellbridge.bridge.judging import Judge, Look
 from cellbridge.bridge.matching import Examples, Pairs, examples, matching_loss, require_finite
-from cellbridge.metrics.plans import energy_distance
 from cellbridge.training import ema
 
 Draw = Callable[[int, Generator], Tensor]
@@ -61,14 +61,6 @@ class Schedule:
     simulation_steps: int = 5
     coupled: float = 0.3
     looks: int = 5
-
-
-@dataclass(frozen=True)
-class Look:
-    """What held-out rows said at one time: steps so far, and the energy distances of both push-forwards from the real ends, summed."""
-
-    step: int
-    distance: float
 
 
 @dataclass(frozen=True)
@@ -109,9 +101,10 @@ def fit_network(
     schedule = schedule or Schedule()
     generator = Generator().manual_seed(seed)
     fit = _Fit(model, reg=reg, schedule=schedule)
-    looks = [Look(0, _distance(model, held_out, reg=reg, seed=seed))]
-    best = copy.deepcopy(fit.average.state_dict())
-    kept, due = 0, 1
+    judge = Judge(held_out, reg=reg, seed=seed)
+    looks = [judge.look(model, step=0)]
+    best, best_look = copy.deepcopy(fit.average.state_dict()), looks[0]
+    due = 1
     rounds: deque[tuple[Pairs, Pairs]] = deque(maxlen=schedule.replay)
     while budget.used < 1:
         if couple is not None and budget.used < schedule.coupled:
@@ -121,12 +114,12 @@ def fit_network(
             rounds.append(_simulated(fit.slow, sources, targets, reg=reg, schedule=schedule, generator=generator))
         fit.round(rounds, budget=budget, generator=generator)
         if budget.used >= due / schedule.looks:
-            looks.append(Look(fit.steps, _distance(fit.slow, held_out, reg=reg, seed=seed)))
+            looks.append(judge.look(fit.slow, step=fit.steps))
             due = math.floor(budget.used * schedule.looks) + 1
-            if looks[-1].distance < min(look.distance for look in looks[:-1]):
-                best, kept = copy.deepcopy(fit.average.state_dict()), fit.steps
+            if looks[-1].beats(best_look):
+                best, best_look = copy.deepcopy(fit.average.state_dict()), looks[-1]
     model.network.load_state_dict(best)
-    return NetworkFit(model.eval(), tuple(looks), kept, fit.steps)
+    return NetworkFit(model.eval(), tuple(looks), best_look.step, fit.steps)
 
 
 class _Fit:
@@ -174,14 +167,3 @@ def _simulated(
     end = simulate(model, source, reg=reg, chances=batch_chances(source, generator), grid=grid)
     start = simulate(model, target, reg=reg, chances=batch_chances(target, generator), grid=grid, direction="backward")
     return Pairs(start, target), Pairs(source, end)
-
-
-def _distance(model: EndpointDrift, held_out: tuple[Tensor, Tensor], *, reg: float, seed: int) -> float:
-    """Judge both directions, with the same randomness at each look."""
-    source, target = held_out
-    generator = Generator().manual_seed(seed)
-    end = simulate(model, source, reg=reg, chances=batch_chances(source, generator), grid=times(10))
-    start = simulate(
-        model, target, reg=reg, chances=batch_chances(target, generator), grid=times(10), direction="backward"
-    )
-    return energy_distance(end.flatten(1), target.flatten(1)) + energy_distance(start.flatten(1), source.flatten(1))
