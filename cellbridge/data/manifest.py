@@ -29,7 +29,7 @@ class MetadataTable(Section):
 
     table: str
     """.csv, .csv.gz, TAB-separated or .parquet, relative to the root, or `manifest:NAME` beside the manifest."""
-    on: Annotated[dict[str, str], Field(min_length=1)]
+    keys: Annotated[dict[str, str], Field(min_length=1)]
     """`Metadata_…` column of the rows → the table's column that has to say the same."""
     columns: Paths = ()
     """Which of its columns are added, as `Metadata_…`; by default all."""

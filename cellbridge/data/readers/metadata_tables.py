@@ -39,18 +39,18 @@ def join_metadata_tables(rows: Sequence[ImageRow], manifest: Manifest, root: Pat
 
 
 def _joined(rows: list[ImageRow], table: Table, section: MetadataTable, *, plate_format: int) -> list[ImageRow]:
-    table.require(*section.on.values(), *section.columns)
+    table.require(*section.keys.values(), *section.columns)
     _require_columns(rows, table, section)
-    names = section.columns or tuple(name for name in table.columns if name not in section.on.values())
-    wanted = {tuple(row.metadata.get(column, "") for column in section.on) for row in rows}
+    names = section.columns or tuple(name for name in table.columns if name not in section.keys.values())
+    wanted = {tuple(row.metadata.get(column, "") for column in section.keys) for row in rows}
     entries = _entries(table, section, names, wanted, plate_format=plate_format)
-    absent = {f"Metadata_{name.removeprefix('Metadata_')}": "" for name in names}
+    absent = {_metadata_name(name): "" for name in names}
     return [_with_entry(row, table, section, entries, absent) for row in rows]
 
 
 def _require_columns(rows: Sequence[ImageRow], table: Table, section: MetadataTable) -> None:
     present = {name for row in rows for name in row.metadata}
-    for column in section.on:
+    for column in section.keys:
         if column not in present:
             raise ManifestError(
                 f'metadata_tables: {table.path.name} is joined on "{column}", which no row has.{did_you_mean(column, present)}'
@@ -67,11 +67,11 @@ def _entries(
             parse_well(row[theirs], plate_format=plate_format, where=f"{table.where(index)} {theirs}")
             if own == "Metadata_Well"
             else row[theirs]
-            for own, theirs in section.on.items()
+            for own, theirs in section.keys.items()
         )
         if key not in wanted:
             continue
-        columns = {f"Metadata_{name.removeprefix('Metadata_')}": row[name] for name in names}
+        columns = {_metadata_name(name): row[name] for name in names}
         first, line = found.setdefault(key, (columns, index))
         if first != columns:
             name = next(name for name in columns if columns[name] != first[name])
@@ -82,6 +82,11 @@ def _entries(
     return found
 
 
+def _metadata_name(column: str) -> str:
+    """Return `Metadata_moa` for `moa`, `Metadata_moa` and `Image_Metadata_moa`."""
+    return f"Metadata_{column.removeprefix('Image_').removeprefix('Metadata_')}"
+
+
 def _with_entry(
     row: ImageRow,
     table: Table,
@@ -89,11 +94,11 @@ def _with_entry(
     entries: dict[Key, tuple[dict[str, str], int]],
     absent: dict[str, str],
 ) -> ImageRow:
-    key = tuple(row.metadata.get(column, "") for column in section.on)
+    key = tuple(row.metadata.get(column, "") for column in section.keys)
     if key not in entries:
         if section.complete and any(key):
             raise ManifestError(
-                f"{row.where}: {table.path.name} has no entry for {', '.join(key)} ({', '.join(section.on.values())}). Add it, or "
+                f"{row.where}: {table.path.name} has no entry for {', '.join(key)} ({', '.join(section.keys.values())}). Add it, or "
                 "set complete: false for this table."
             )
         return replace(row, metadata={**absent, **row.metadata})

@@ -15,7 +15,7 @@ from typing import Any
 
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane
-from cellbridge.data.readers.places import PlaneRow, gather_fields, is_wanted
+from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.errors import ManifestError
 
@@ -33,7 +33,7 @@ def read_ome_zarr(manifest: Manifest, root: Path) -> list[ImageRow]:
     planes: list[PlaneRow] = []
     for name in manifest.folders:
         folder = manifest.locate(name, root, where="folders")
-        planes.extend(row for row in _planes_of_plate(folder, manifest) if is_wanted(row.metadata, manifest))
+        planes.extend(row for row in _planes_of_plate(folder, manifest) if may_be_wanted(row.metadata, manifest))
     return gather_fields(planes, manifest)
 
 

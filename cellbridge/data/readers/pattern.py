@@ -21,7 +21,7 @@ from pathlib import Path
 from cellbridge.data.images import IMAGE_SUFFIXES, PARTIAL_SUFFIXES
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.planes import Plane
-from cellbridge.data.readers.places import PlaneRow, gather_fields, is_wanted, well_of
+from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted, well_of
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.errors import ManifestError
 
@@ -45,7 +45,7 @@ def read_pattern(manifest: Manifest, root: Path) -> list[ImageRow]:
         if match is None:
             unmatched.append(name)
         else:
-            planes.extend(row for row in _planes(match, root, manifest) if is_wanted(row.metadata, manifest))
+            planes.extend(row for row in _planes(match, root, manifest) if may_be_wanted(row.metadata, manifest))
     if unmatched:
         more = f", … {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
         raise ManifestError(
@@ -64,9 +64,7 @@ def _image_names(manifest: Manifest, root: Path) -> Iterator[str]:
         folder = manifest.locate(name, root, where="folders")
         if not folder.is_dir():
             raise ManifestError(f'folders: "{name}" is no folder below {root}. Correct it, or copy the images there.')
-        found = sorted(
-            Path(place, file).relative_to(root).as_posix() for place, _, files in os.walk(folder) for file in files
-        )
+        found = sorted(_files(folder, root))
         for path in found:
             if left_alone is not None and left_alone.fullmatch(path):
                 continue
@@ -74,6 +72,13 @@ def _image_names(manifest: Manifest, root: Path) -> Iterator[str]:
                 raise ManifestError(f"{root / path}: a copy that was not finished. Fetch or copy the file again.")
             if path.lower().endswith(IMAGE_SUFFIXES):
                 yield path
+
+
+def _files(folder: Path, root: Path) -> Iterator[str]:
+    """Yield the paths of all files below a folder, relative to the root; hidden folders hold other things than images."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, file).relative_to(root).as_posix() for file in files)
 
 
 def _planes(match: re.Match[str], root: Path, manifest: Manifest) -> Iterator[PlaneRow]:

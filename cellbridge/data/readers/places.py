@@ -66,9 +66,18 @@ def well_of(row: str, column: str, *, where: str) -> str:
 
 
 def is_wanted(metadata: Mapping[str, str], manifest: Manifest) -> bool:
-    """Say whether a row is kept: one of the manifest's `only` holds for it, or it has none."""
-    queries = [query.partition("=") for query in manifest.only]
-    return not queries or any(metadata.get(key) == value for key, _, value in queries)
+    """Say whether a row is kept: one of the manifest's `only` holds for it, or there is none."""
+    return not manifest.only or any(metadata.get(key) == value for key, _, value in map(_query, manifest.only))
+
+
+def may_be_wanted(metadata: Mapping[str, str], manifest: Manifest) -> bool:
+    """Say whether a row may be kept once plate maps and metadata tables have added their columns."""
+    keys = [key for key, _, _ in map(_query, manifest.only)]
+    return is_wanted(metadata, manifest) or any(key not in metadata for key in keys)
+
+
+def _query(text: str) -> tuple[str, str, str]:
+    return text.partition("=")
 
 
 def gather_fields(planes: Iterable[PlaneRow], manifest: Manifest) -> list[ImageRow]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane, split_index
-from cellbridge.data.readers.places import PlaneRow, gather_fields, is_wanted
+from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
 from cellbridge.errors import ManifestError, did_you_mean
@@ -26,7 +26,7 @@ def read_plane_table(manifest: Manifest, root: Path) -> list[ImageRow]:
     planes: list[PlaneRow] = []
     for name in manifest.tables:
         table = read_table(manifest.locate(name, root, where="tables"))
-        planes.extend(row for row in _planes(table, manifest, root) if is_wanted(row.metadata, manifest))
+        planes.extend(row for row in _planes(table, manifest, root) if may_be_wanted(row.metadata, manifest))
     if manifest.only and not planes:
         raise ManifestError(
             f"only: no row of {', '.join(manifest.tables)} has {' or '.join(manifest.only)}. Correct it."

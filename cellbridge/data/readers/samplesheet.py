@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane, split_index
-from cellbridge.data.readers.places import PlaneRow, gather_fields, is_wanted, well_of
+from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted, well_of
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
 
@@ -33,7 +33,7 @@ def read_samplesheet(manifest: Manifest, root: Path) -> list[ImageRow]:
     for name in manifest.tables:
         table = read_table(manifest.locate(name, root, where="tables"))
         table.require("channel", "path", "plate", "site")
-        planes.extend(row for row in _planes(table, manifest, root) if is_wanted(row.metadata, manifest))
+        planes.extend(row for row in _planes(table, manifest, root) if may_be_wanted(row.metadata, manifest))
     return gather_fields(planes, manifest)
 
 
