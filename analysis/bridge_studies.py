@@ -94,7 +94,7 @@ STUDIES = {
         "bbbc021",
         DOSES,
         (PLATE_OF_DOSES,),
-        256,
+        128,
         ("S0", "S1", "DDIB with LoRA", "SDEdit", "control-flow", "noise-flow"),
         _bbbc021,
     ),

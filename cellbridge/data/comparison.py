@@ -50,6 +50,7 @@ class Comparison:
     unmatched : translated cells left out because the truth does not know them (no object lay at their place, or it does not show their field).
     train_source, train_target : rows of training cells, for fitting null rows.
     draws : model → rows of every draw of the cells, (n, draw), where it drew each more than once.
+    translated : model → how many cells it translated to the target, those that others did not among them.
     """
 
     target: str
@@ -70,6 +71,7 @@ class Comparison:
     train_source: Rows
     train_target: Rows
     draws: Mapping[str, Rows] = field(default_factory=dict)
+    translated: Mapping[str, int] = field(default_factory=dict)
 
 
 def compare(
@@ -122,7 +124,10 @@ def compare(
         chosen = _draw(by_name(reference, pool), n, np.random.default_rng([seed, 0]))
         comparison = _compare(str(target), chosen, paired, reference, truth, split=split, seed=seed)
         draws = drawn_samples(every, chosen, target=str(target))
-        comparisons.append(replace(comparison, lost=lost, unmatched=len(missing) - lost, draws=draws))
+        of_target = moved[moved["target"] == target]["model"].value_counts().sort_index()
+        counts = {str(model): int(count) for model, count in of_target.items()}
+        unmatched = len(missing) - lost
+        comparisons.append(replace(comparison, lost=lost, unmatched=unmatched, draws=draws, translated=counts))
     return comparisons
 
 

@@ -94,7 +94,7 @@ def score(target: Target, classifier: Mapping[str, Any]) -> Scored:
         "noise": noise,
         "nuclei": {},
         "sections": [*(part.section for part in parts.values()), x_T_section(noise)],
-        "notes": [*target.notes, *_bias(scores["distances"])],
+        "notes": [*_uneven(comparison), *target.notes, *_bias(scores["distances"])],
     }
     return Scored(metrics, parts)
 
@@ -209,6 +209,15 @@ def _places(reference: Store, comparison: Comparison) -> dict[str, Any]:
     place = ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]
     wells, sites = (len(table.drop_duplicates(place[:depth])) for depth in (2, 3))
     return {"plates": sorted(set(table["Metadata_Plate"])), "n_wells": wells, "n_sites": sites}
+
+
+def _uneven(comparison: Comparison) -> list[str]:
+    """Say that models translated unequally many cells, of which those are compared that all of them did."""
+    counts = comparison.translated
+    if len(set(counts.values())) < 2:
+        return []
+    said = ", ".join(f"{model} {count}" for model, count in counts.items())
+    return [f"Cells translated: {said}. Rows compare those that all of them translated."]
 
 
 def _bias(distances: Mapping[str, Any]) -> list[str]:

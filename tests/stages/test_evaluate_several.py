@@ -110,6 +110,7 @@ def test_rows_compare_on_the_cells_that_every_model_translated(study, stores, tm
     for comparison in compare(pair, reference, None, split="test", n=None, seed=0):
         cells = set(reference.obs.index[comparison.sources])
         assert cells == set(copier.obs["Metadata_SourceCell"].iloc[some])
+        assert comparison.translated == {"copier": len(cells), "honest": 2 * len(cells)}
         for store, model in zip(pair, ("honest", "copier"), strict=True):
             outputs = store.obs.iloc[comparison.outputs[model]]
             assert list(outputs["Metadata_SourceCell"]) == list(reference.obs.index[comparison.sources])
