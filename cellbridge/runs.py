@@ -26,6 +26,8 @@ from typing import Any
 from cellbridge.errors import CheckpointError, ResourceError, RunError
 
 MANIFEST = "manifest.json"
+PROVENANCE = "provenance.json"
+"""Says when, where and by which commit something was made, which is no part of what it is: no manifest lists it."""
 _BLOCK = 1 << 20
 
 
@@ -41,7 +43,7 @@ class RunDir:
 
     @property
     def provenance(self) -> Path:
-        return self.path / "provenance.json"
+        return self.path / PROVENANCE
 
     @property
     def events(self) -> Path:
@@ -362,7 +364,8 @@ def verify_directory(directory: Path, *, unlisted: bool = True) -> list[str]:
 
 
 def _file_sums(directory: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
+    apart = (directory / MANIFEST, directory / PROVENANCE)
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p not in apart)
     return {p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
 
 

@@ -1,15 +1,16 @@
-"""Cells as they come out of the images, on disk until their intensity maps are known."""
+"""Finished pieces of cells put together: the store's table, its intensity maps, and its images in order."""
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cellbridge.data import shards
 from cellbridge.data.annotation import is_control
-from cellbridge.data.extraction import Extracted
+from cellbridge.data.cutting import Cutting, RowCells
 from cellbridge.data.intensity import IntensityMaps, PlateHistograms
-from cellbridge.data.spool import Spool
+from cellbridge.data.survey import Duplicates
 from cellbridge.errors import ImageError
 
 if TYPE_CHECKING:
@@ -19,60 +20,54 @@ _OWN = ("Location_Center_X", "Location_Center_Y")
 
 
 class Collector:
-    """Takes cells row by row; afterwards gives the store's table, images, masks and intensity maps.
+    """Goes through all pieces once, in order; then gives table and maps, and reads the images again while they are stored.
+
+    Memory holds the table, and of the images one piece at a time.
 
     Parameters
     ----------
-    folder : an empty folder for what does not fit in memory, which the caller removes.
-    channels : stain names.
+    cutting : whose pieces are all finished.
+    splits : plate, well → Metadata_Split; {} where the pieces have their own.
     reference : which cells the intensity maps are fitted to.
+
+    Raises
+    ------
+    LeakError, ManifestError : a ready-made crop comes twice (see `Duplicates`).
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        channels: tuple[str, ...],
-        full_scale: int,
-        size_px: int,
-        reference: Literal["control", "all"],
+        self, cutting: Cutting, *, splits: Mapping[tuple[str, str], str], reference: Literal["control", "all"]
     ):
-        dtype = np.dtype(np.uint8 if full_scale <= 255 else np.uint16)
-        self.counts = Spool(folder / "counts", item=(len(channels), size_px, size_px), dtype=dtype)
-        self.masks = Spool(folder / "masks", item=(size_px, size_px), dtype=np.dtype(np.uint8))
         self.rejected: Counter[str] = Counter()
         self.without_mask = 0
-        self._reference = reference
-        self._histograms = PlateHistograms(channels, full_scale=full_scale)
-        self._rows: list[dict[str, Any]] = []
+        self.bits = 0
+        self.has_masks = True
+        self._cutting, self._splits, self._reference = cutting, splits, reference
+        self._histograms = PlateHistograms(cutting.manifest.stains, full_scale=cutting.manifest.full_scale)
+        self._rows: list[RowCells] = []
+        self._duplicates = Duplicates(splits)
+        for number in range(len(cutting.units)):
+            self._take(number)
 
-    def __enter__(self) -> "Collector":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.counts.close()
-        self.masks.close()
-
-    def add(self, extracted: Extracted) -> None:
-        """Take the cells of one row."""
-        self.rejected.update(extracted.rejected)
-        if not extracted.cells:
-            return
-        self._rows.extend({**extracted.row.metadata, **cell} for cell in extracted.cells)
-        self.counts.append(extracted.counts)
-        if extracted.masks is not None:
-            self.masks.append(extracted.masks)
-            self.without_mask += int((extracted.masks == 0).all(axis=(1, 2)).sum())
-        if self._reference == "all" or is_control(extracted.row):
-            self._histograms.add(extracted.row.plate, extracted.counts)
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether every cell came with a mask."""
-        return len(self.masks) == len(self._rows)
+    def _take(self, number: int) -> None:
+        piece = self._cutting.cells(number)
+        first = 0
+        for cells in piece.rows:
+            self.rejected.update(cells.rejected)
+            self.bits |= cells.bits
+            self.without_mask += cells.without_mask
+            self._duplicates.add(cells.digest, cells.row, "")
+            if not cells.n:
+                continue
+            self._rows.append(_compact(cells))
+            self.has_masks &= piece.masks is not None
+            if self._reference == "all" or is_control(cells.row):
+                some = shards.part(piece.counts, first, first + cells.n)
+                self._histograms.add(cells.row.plate, shards.decode(some))
+            first += cells.n
 
     def obs(self) -> "pd.DataFrame":
-        """Return one row per cell: Metadata_* as text, "" where a table says nothing; then positions and joined numbers.
+        """Return one row per cell: Metadata_* as text, "" where a table says nothing; then positions and other numbers.
 
         Raises
         ------
@@ -83,17 +78,49 @@ class Collector:
         if not self._rows:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items()) or "nothing was found"
             raise ImageError(f"no cell is left to store ({reasons}). Look at the images, nucleus_px and crop_px.")
-        names = dict.fromkeys(name for row in self._rows for name in row)
+        names = dict.fromkeys(
+            name for cells in self._rows for name in (*cells.row.metadata, *cells.columns, "Metadata_Split")
+        )
         ordered = sorted(names, key=lambda name: (not name.startswith("Metadata_"), name not in _OWN))
-        columns = {name: [row.get(name, "") for row in self._rows] for name in ordered}
-        return pd.DataFrame({name: _column(values) for name, values in columns.items()})
+        return pd.DataFrame({name: self._column(name) for name in ordered})
 
     def intensity(self, plates: list[str]) -> IntensityMaps:
-        """Return the maps fitted to what was added; raise ManifestError for a plate without reference cells."""
+        """Return the maps fitted to the cells; raise ManifestError for a plate without reference cells."""
         return self._histograms.fit(plates, reference=self._reference)
 
+    def counts(self) -> Iterator[shards.Encoded]:
+        """Yield the images of all cells, in order."""
+        return (self._cutting.cells(number).counts for number in range(len(self._cutting.units)))
 
-def _column(values: list[Any]) -> "np.ndarray[Any, np.dtype[Any]]":
-    if all(isinstance(value, float) for value in values):
-        return np.array(values, dtype=np.float64)
-    return np.array([str(value) for value in values], dtype=object)
+    def masks(self) -> Iterator[shards.Encoded]:
+        """Yield the masks of all cells, in order."""
+        for number in range(len(self._cutting.units)):
+            piece = self._cutting.cells(number)
+            if piece.masks is not None:
+                yield piece.masks
+
+    def _column(self, name: str) -> "np.ndarray[Any, np.dtype[Any]]":
+        parts = [self._values(name, cells) for cells in self._rows]
+        if all(part.dtype == np.float64 for part in parts):
+            return np.concatenate(parts)
+        values = np.empty(sum(len(part) for part in parts), dtype=object)
+        values[:] = [value if isinstance(value, str) else str(value) for part in parts for value in part.tolist()]
+        return values
+
+    def _values(self, name: str, cells: RowCells) -> "np.ndarray[Any, np.dtype[Any]]":
+        if name in cells.columns:
+            return np.asarray(cells.columns[name])
+        if name == "Metadata_Split":
+            text = self._splits[cells.row.plate, cells.row.well]
+        else:
+            text = cells.row.metadata.get(name, "")
+        return np.full(cells.n, text, dtype=object)
+
+
+def _compact(cells: RowCells) -> RowCells:
+    """Keep numbers as arrays: a million cells have tens of them each."""
+    columns: dict[str, Any] = {}
+    for name, values in cells.columns.items():
+        numbers = all(isinstance(value, float) for value in values)
+        columns[name] = np.array(values, dtype=np.float64 if numbers else object)
+    return RowCells(cells.row, columns, cells.n, cells.without_mask, cells.rejected, cells.digest, cells.bits)

@@ -1,4 +1,4 @@
-"""Cells resident in memory, and the order in which training sees them: a pure function of the seed and the step."""
+"""Cells as training sees them, a batch at a time, in an order that is a pure function of the seed and the step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from cellbridge.data import augment
+from cellbridge.data.held import Held, InMemory, Place, hold
 from cellbridge.data.intensity import AsinhTerms, IntensityMaps
 from cellbridge.errors import ConfigError, StoreError
 from cellbridge.runtime import generator as make_generator
@@ -16,8 +17,6 @@ from cellbridge.typing import Images, Labels
 
 if TYPE_CHECKING:
     from cellbridge.data.store import Store
-
-_CELLS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -39,70 +38,69 @@ class TrainingBatch:
 
 
 class CellData:
-    """A selection of cells as integer counts on one device, normalised and augmented a batch at a time.
+    """A selection of cells as integer counts, normalised and augmented a batch at a time on one device.
 
     8- or 16-bit counts take a half or a quarter of what float32 images would: 16-bit cells of 5 x 64 x 64 need 41 kB each.
 
     Parameters
     ----------
-    counts : (cell, channel, y, x), uint8 or uint16, square.
+    counts : (cell, channel, y, x), uint8 or uint16, square; or where such counts lie (`held`).
     plates : the plate of each cell.
     intensity : the maps of these plates.
     labels : (cell,), int64.
-    device : where the counts stay and the batches are made.
+    device : where the batches are made, and counts that are given as an array stay.
     """
 
     def __init__(
         self,
-        counts: np.ndarray | Tensor,
+        counts: np.ndarray | Tensor | Held,
         *,
         plates: Sequence[str],
         intensity: IntensityMaps,
         labels: Tensor,
         device: torch.device | str = "cpu",
     ):
-        held = torch.as_tensor(counts)
-        if held.dtype not in (torch.uint8, torch.uint16) or held.ndim != 4 or held.shape[2] != held.shape[3]:
-            raise StoreError(
-                f"counts of shape {tuple(held.shape)} and type {held.dtype}, expected uint8 or uint16 of "
-                "(cell, channel, size, size)."
-            )
-        if not len(held) or len(labels) != len(held) or len(plates) != len(held):
-            raise StoreError(
-                f"{len(held)} cells, {len(labels)} labels and {len(plates)} plates: expected as many of each."
-            )
         self.device = torch.device(device)
+        self._held = counts if isinstance(counts, Held) else _checked(torch.as_tensor(counts), self.device)
+        n = self._held.shape[0]
+        if not n or len(labels) != n or len(plates) != n:
+            raise StoreError(f"{n} cells, {len(labels)} labels and {len(plates)} plates: expected as many of each.")
         self.labels = labels.to(self.device, torch.int64)
         self.full_scale = intensity.full_scale
-        # Few operations know uint16; int16 of the same bits is gathered, and masked once it is wider.
-        self._wide = held.dtype == torch.uint16
-        self._bits = (held.view(torch.int16) if self._wide else held).to(self.device)
         self._plate = intensity.plate_rows(plates).to(self.device)
         self._terms: AsinhTerms = intensity.terms.to(self.device, torch.float32)
 
     @classmethod
     def load(
-        cls, store: "Store", rows: np.ndarray | Sequence[int], *, labels: Tensor, device: torch.device | str = "cpu"
+        cls,
+        store: "Store",
+        rows: np.ndarray | Sequence[int],
+        *,
+        labels: Tensor,
+        device: torch.device | str = "cpu",
+        place: Place = "auto",
     ) -> "CellData":
-        """Read a selection of a store into memory on `device`; `labels` are in the order of `rows`."""
+        """Take a selection of a store; `labels` are in the order of `rows`, and `place` says where the counts lie (see `held.hold`)."""
         chosen = np.asarray(rows, dtype=np.int64)
-        parts = [store.counts(chosen[i : i + _CELLS_AT_ONCE]) for i in range(0, len(chosen), _CELLS_AT_ONCE)]
-        counts = np.concatenate(parts) if parts else store.counts(chosen)
+        counts = hold(store, chosen, device=torch.device(device), place=place)
         plates = list(store.plates[chosen])
         return cls(counts, plates=plates, intensity=store.intensity, labels=labels, device=device)
 
     def __len__(self) -> int:
-        return len(self._bits)
+        return self._held.shape[0]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image: (channel, y, x)."""
-        return tuple(self._bits.shape[1:])
+        return self._held.shape[1:]
 
     def counts(self, rows: Tensor) -> Tensor:
         """Return counts as float32 whole numbers: (batch, channel, y, x), on the device."""
-        bits = self._bits.index_select(0, rows.to(self.device))
-        return (bits.to(torch.int32) & 0xFFFF if self._wide else bits).float()
+        bits = self._held.gather(rows)
+        if bits.device != self.device:
+            pinned = self.device.type == "cuda"
+            bits = (bits.pin_memory() if pinned else bits).to(self.device, non_blocking=pinned)
+        return (bits.to(torch.int32) & 0xFFFF if bits.dtype == torch.int16 else bits).float()
 
     def batch(self, rows: Tensor, generator: Generator | None = None, *, elements: Tensor | None = None) -> Images:
         """Return images, float32 in [-1, 1].
@@ -136,6 +134,15 @@ class CellData:
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         terms = self._terms.at(self._plate.index_select(0, rows.to(self.device))).to(self.device, dtype)
         return terms.bin_edges(images.to(dtype), full_scale=self.full_scale)
+
+
+def _checked(counts: Tensor, device: torch.device) -> Held:
+    if counts.dtype not in (torch.uint8, torch.uint16) or counts.ndim != 4 or counts.shape[2] != counts.shape[3]:
+        raise StoreError(
+            f"counts of shape {tuple(counts.shape)} and type {counts.dtype}, expected uint8 or uint16 of "
+            "(cell, channel, size, size)."
+        )
+    return InMemory(counts, device=device)
 
 
 class BatchSource:

@@ -1,4 +1,4 @@
-"""Uneven illumination, estimated from the fields themselves, per plate and channel.
+"""Uneven illumination, per plate and channel: as another program found it, or estimated from the fields themselves.
 
 References
 ----------
@@ -7,6 +7,8 @@ Singh et al. 2014, "Pipeline for illumination correction of images for high-thro
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,11 +54,11 @@ class FieldMedian:
         self._blocks: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         self._every, self._seen = 1, 0
 
-    def add(self, image: np.ndarray[Any, np.dtype[Any]]) -> None:
-        """Add a field (y, x); when many have come, every second, fourth … one is kept."""
-        self.shape = (image.shape[0], image.shape[1])
+    def add(self, blocks: np.ndarray[Any, np.dtype[np.float32]], shape: tuple[int, int]) -> None:
+        """Add the `block_means` of a field of a shape (y, x); when many have come, every second, fourth … one is kept."""
+        self.shape = shape
         if self._seen % self._every == 0:
-            self._blocks.append(_block_means(image))
+            self._blocks.append(blocks)
         self._seen += 1
         if len(self._blocks) >= _MAX_FIELDS:
             self._blocks = self._blocks[::2]
@@ -93,6 +95,43 @@ class FieldMedian:
 _REMEDY = "Look at the images, or set illumination: none."
 
 
+@lru_cache(maxsize=8)
+def read_given(file: Path, shape: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Read an illumination function that images of a shape (y, x) are to be divided by, such as `<plate>_Illum<Channel>.npy`.
+
+    Raises
+    ------
+    ImageError : the file is missing or no array of numbers, its shape is another, or a value is not finite, not positive, or not
+        within 0.2 to 5, as one is that was not normalised.
+    """
+    remedy = "Make it again, or take it out of the table: without it the light is estimated."
+    try:
+        given = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise ImageError(
+            f"{file}: no such illumination function. Copy it there, or take it out of the table."
+        ) from None
+    except (ValueError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ImageError(f"{file}: is no whole .npy array of numbers ({reason}). {remedy}") from None
+    if given.shape != shape or given.dtype.kind not in "fui":
+        raise ImageError(
+            f"{file}: an illumination function of shape {given.shape} and type {given.dtype} for images of {shape}. {remedy}"
+        )
+    if not np.isfinite(given).all() or (given <= 0).any():
+        bad = int((~(np.isfinite(given) & (given > 0))).sum())
+        raise ImageError(f"{file}: {bad} of {given.size} values are NaN, infinite, zero or negative. {remedy}")
+    low, high = float(given.min()), float(given.max())
+    if low < _RANGE[0] or high > _RANGE[1]:
+        raise ImageError(
+            f"{file}: runs from {low:.3g} to {high:.3g}, expected values around 1, {_RANGE[0]:g} to {_RANGE[1]:g} "
+            f"(in CellProfiler: rescale the illumination function). {remedy}"
+        )
+    surface: np.ndarray[Any, np.dtype[np.float32]] = given.astype(np.float32)
+    surface.setflags(write=False)
+    return surface
+
+
 def require_valid(surface: Floats, *, what: str) -> None:
     """Raise ImageError where a flat field is not finite, not positive, or implausibly steep."""
     low, high = float(np.min(surface)), float(np.max(surface))
@@ -127,7 +166,8 @@ def _edges(n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.linspace(0, n, min(n, GRID) + 1).astype(np.int64)
 
 
-def _block_means(image: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def block_means(image: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the means of a field (y, x) over a grid of at most `GRID` blocks a side."""
     rows, columns = (_edges(n) for n in image.shape)
     sums = np.add.reduceat(np.add.reduceat(image, rows[:-1], axis=0, dtype=np.float64), columns[:-1], axis=1)
     return (sums / np.outer(np.diff(rows), np.diff(columns))).astype(np.float32)

@@ -33,14 +33,21 @@ class Objects:
     Parameters
     ----------
     nuclei, cells : (y, x), int32; a nucleus and its cell have one number, 0 is background; a cell contains its nucleus.
+    debris : (y, x), what stands out in the nucleus stain apart from any nucleus; None where it was not looked for.
     """
 
     nuclei: Labels
     cells: Labels
+    debris: Mask | None = None
 
 
 def segment(
-    nucleus_image: Image, cell_image: Image | None, *, nucleus_px: float, cell_reach: float | None = None
+    nucleus_image: Image,
+    cell_image: Image | None,
+    *,
+    nucleus_px: float,
+    cell_reach: float | None = None,
+    nuclei: Labels | None = None,
 ) -> Objects:
     """Find the nuclei of a field and the cell around each.
 
@@ -50,9 +57,13 @@ def segment(
     cell_image : (y, x), counts of the stain that shows whole cells; None grows cells by distance alone.
     nucleus_px : typical nucleus diameter in pixels.
     cell_reach : how far a cell may reach from its nucleus, in nucleus diameters; None is 1.2 with a cell stain, 0.7 without.
+    nuclei : (y, x), the nuclei, where they were found in another way.
     """
-    nuclei = find_nuclei(nucleus_image, nucleus_px=nucleus_px)
-    return Objects(nuclei, find_cells(nuclei, cell_image, nucleus_px=nucleus_px, cell_reach=cell_reach))
+    level = _measure(nucleus_image, nucleus_px=nucleus_px)
+    if nuclei is None:
+        nuclei = _nuclei(level, nucleus_px=nucleus_px)
+    cells = find_cells(nuclei, cell_image, nucleus_px=nucleus_px, cell_reach=cell_reach)
+    return Objects(nuclei, cells, _apart(level.smooth > level.threshold, nuclei))
 
 
 def find_nuclei(image: Image, *, nucleus_px: float) -> Labels:
@@ -66,7 +77,10 @@ def find_nuclei(image: Image, *, nucleus_px: float) -> Labels:
     -------
     (y, x), int32, numbered from 1; nuclei at the border included. All zeros where nothing stands out from the background.
     """
-    level = _measure(image, nucleus_px=nucleus_px)
+    return _nuclei(_measure(image, nucleus_px=nucleus_px), nucleus_px=nucleus_px)
+
+
+def _nuclei(level: "_Level", *, nucleus_px: float) -> Labels:
     pieces = _split(_cleaned(level.smooth > level.threshold, nucleus_px=nucleus_px), nucleus_px=nucleus_px)
     own = level.background + _EDGE * (_heights(level.smooth, pieces) - level.background)
     outlined = (pieces > 0) & (level.smooth > own[pieces])
@@ -157,6 +171,15 @@ def _measure(image: Image, *, nucleus_px: float) -> _Level:
     root = np.sqrt(np.maximum(smooth - background, 0.0))
     height = float(filters.threshold_otsu(root)) ** 2
     return _Level(smooth, background, background + max(height, 8.0 * noise))
+
+
+def _apart(foreground: Mask, nuclei: Labels) -> Mask:
+    """Return the pieces of the foreground that hold no pixel of a nucleus."""
+    pieces, count = ndimage.label(foreground)
+    holds = np.zeros(count + 1, bool)
+    holds[pieces[nuclei > 0]] = True
+    apart: Mask = foreground & ~holds[pieces]
+    return apart
 
 
 def _heights(smooth: Image, labels: Labels) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -2,11 +2,14 @@
 
 A shard is the compressed cells one after another (blosc lz4 with bit shuffling, then a CRC-32C each) and an index of their
 offsets and lengths with a CRC-32C of its own. Any Zarr v3 reader opens it. Reading decodes the cells that are asked for
-directly: 40,000 cells of 3 x 32 x 32 a second and core against 3,000 through zarr-python, which has the same answer.
+directly: 40,000 cells of 3 x 32 x 32 a second and core against 3,000 through zarr-python, which has the same answer. Writing
+puts the bytes on disk that zarr-python would, and takes cells that were encoded elsewhere.
 """
 
+import os
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from mmap import ACCESS_READ, mmap
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,37 @@ MAX_SHARD_BYTES = 64 << 20
 _REMEDY = "Restore the store from a copy, or make it again."
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
+_ABSENT = 2**64 - 1
+_MAX_OPEN = 128
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of cells as they stand in a shard, each compressed and checksummed by `encode`.
+
+    Parameters
+    ----------
+    entries : one per cell.
+    item, dtype : shape (channel, y, x) or (y, x), and type of a cell.
+    low, high : smallest and largest value in the batch, before it was given its type; 0 where it is empty.
+    """
+
+    entries: tuple[bytes, ...]
+    item: tuple[int, ...]
+    dtype: np.dtype[Any]
+    low: float
+    high: float
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(cell, …), as of the array that was encoded."""
+        return (len(self.entries), *self.item)
+
+
+Batch = np.ndarray | Encoded
 
 
 def shard_cells(cell_bytes: int, *, n_cells: int) -> int:
@@ -48,40 +82,165 @@ def create(
     )
 
 
+def encode(cells: np.ndarray, dtype: np.dtype[Any] | None = None) -> Encoded:
+    """Compress the cells (cell, …) one by one, as numbers of a type (their own by default), and add a CRC-32C to each."""
+    low, high = (cells.min().item(), cells.max().item()) if cells.size else (0, 0)
+    typed = np.ascontiguousarray(cells, dtype=dtype)
+    entries = []
+    for cell in typed:
+        packed = bytes(blosc.compress(cell, b"lz4", 5, shuffle=blosc.BITSHUFFLE, typesize=typed.itemsize))
+        entries.append(packed + google_crc32c.value(packed).to_bytes(_CRC_BYTES, "little"))
+    return Encoded(tuple(entries), typed.shape[1:], typed.dtype, low, high)
+
+
+def decode(batch: Encoded) -> np.ndarray:
+    """Return the cells (cell, …) of an encoded batch; raise ValueError where a checksum does not fit."""
+    cells = np.empty(batch.shape, batch.dtype)
+    for number, entry in enumerate(batch.entries):
+        _decode_into(cells[number, ...], entry, what=f"cell {number}")
+    return cells
+
+
+def write(array: zarr.Array, directory: Path, number: int, block: Encoded) -> None:
+    """Write shard `number`, whole or the last one, of an array stored in `directory`."""
+    index = np.full(((array.shards or array.chunks)[0], 2), _ABSENT, "<u8")
+    lengths = np.array([len(entry) for entry in block.entries], "<u8")
+    index[: len(block), 0] = np.cumsum(lengths) - lengths
+    index[: len(block), 1] = lengths
+    listed = index.tobytes()
+    path = _shard_file(directory, number, ndim=array.ndim)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as stream:
+        stream.writelines(block.entries)
+        stream.write(listed + google_crc32c.value(listed).to_bytes(_CRC_BYTES, "little"))
+
+
 def blocks(
-    batches: np.ndarray | Iterable[np.ndarray], *, name: str, shape: Sequence[int], dtype: np.dtype[Any], block: int
-) -> Iterator[np.ndarray]:
-    """Cut batches of any sizes into blocks of `block` cells (the last may be shorter), holding no more than one block.
+    batches: Batch | Iterable[Batch], *, name: str, shape: Sequence[int], dtype: np.dtype[Any], block: int
+) -> Iterator[Encoded]:
+    """Cut batches of any sizes into encoded blocks of `block` cells (the last may be shorter), holding no more than one block.
 
     Raises
     ------
     StoreError : a batch of another shape or kind of number, or not shape[0] cells in all.
     """
-    kinds = "ui" if dtype.kind == "u" else dtype.kind
-    held: list[np.ndarray] = []
+    held: list[Encoded] = []
     n_held = n_seen = 0
-    for batch in [batches] if isinstance(batches, np.ndarray) else batches:
-        if batch.shape[1:] != tuple(shape[1:]) or batch.dtype.kind not in kinds:
-            expected = ", ".join(str(n) for n in shape[1:])
-            raise StoreError(
-                f"{name}: a batch of shape {batch.shape} and type {batch.dtype}, expected (cell, {expected}) of {dtype}."
-            )
+    for batch in [batches] if isinstance(batches, np.ndarray | Encoded) else batches:
+        _require_fits(batch, name=name, shape=shape, dtype=dtype)
         n_seen += len(batch)
         if n_seen > shape[0]:
             break
-        rest = batch
-        while len(rest):
-            some, rest = rest[: block - n_held], rest[block - n_held :]
+        taken = 0
+        while taken < len(batch):
+            end = taken + block - n_held
+            some = part(batch, taken, end) if isinstance(batch, Encoded) else encode(batch[taken:end], dtype)
             held.append(some)
-            n_held += len(some)
+            taken, n_held = taken + len(some), n_held + len(some)
             if n_held == block:
-                yield np.concatenate(held)
+                yield _joined(held)
                 held, n_held = [], 0
     if n_seen != shape[0]:
         count = f"{n_seen}" if n_seen < shape[0] else f"{n_seen} or more"
         raise StoreError(f"{name}: {count} images for {shape[0]} rows of the table. Give one image per row.")
     if held:
-        yield np.concatenate(held)
+        yield _joined(held)
+
+
+def _require_fits(batch: Batch, *, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+    kinds = "ui" if dtype.kind == "u" else dtype.kind
+    if batch.shape[1:] != tuple(shape[1:]) or batch.dtype.kind not in kinds:
+        expected = ", ".join(str(n) for n in shape[1:])
+        raise StoreError(
+            f"{name}: a batch of shape {batch.shape} and type {batch.dtype}, expected (cell, {expected}) of {dtype}."
+        )
+    if isinstance(batch, Encoded) and batch.dtype != dtype:
+        raise StoreError(f"{name}: a batch encoded as {batch.dtype}, expected {dtype}.")
+
+
+def part(batch: Encoded, start: int, stop: int) -> Encoded:
+    """Return some cells of an encoded batch."""
+    return replace(batch, entries=batch.entries[start:stop])
+
+
+def _joined(held: Sequence[Encoded]) -> Encoded:
+    entries = tuple(entry for batch in held for entry in batch.entries)
+    return replace(held[0], entries=entries, low=min(b.low for b in held), high=max(b.high for b in held))
+
+
+class Reader:
+    """Reads an array's entries again and again: shards stay open, and each one's index is verified once.
+
+    Parameters
+    ----------
+    array, directory : the array, and where it is stored.
+    """
+
+    def __init__(self, array: zarr.Array, directory: Path):
+        self._array, self._directory = array, directory
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the entries (cell, …) of `rows`, in their order and repeated as they are; errors as of `read_cells`."""
+        array, directory = self._array, self._directory
+        if rows.size and (rows.min() < 0 or rows.max() >= array.shape[0]):
+            raise StoreError(f"{directory}: rows {rows.min()} to {rows.max()} asked of {array.shape[0]} cells.")
+        values = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
+        if not len(rows):
+            return values
+        per_shard = (array.shards or array.chunks)[0]
+        order = np.argsort(rows, kind="stable")
+        edges = np.flatnonzero(np.diff(rows[order] // per_shard)) + 1
+        for places in np.split(order, edges):
+            shard = int(rows[places[0]]) // per_shard
+            path = _shard_file(directory, shard, ndim=array.ndim)
+            try:
+                stored = self._shard(shard, path, per_shard)
+                for place, entry in zip(places.tolist(), (rows[places] % per_shard).tolist(), strict=True):
+                    stored.read_into(values[place, ...], entry)
+            except (OSError, ValueError, RuntimeError) as error:
+                first = shard * per_shard
+                last = min(first + per_shard, array.shape[0]) - 1
+                raise StoreError(f"{path}: damaged ({error}); it holds cells {first} to {last}. {_REMEDY}") from error
+        return values
+
+    def _shard(self, number: int, path: Path, per_shard: int) -> "_OpenShard":
+        if number not in self._open:
+            self._open[number] = _OpenShard(path, per_shard)
+            if len(self._open) > _MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def close(self) -> None:
+        """Close what is open."""
+        for shard in self._open.values():
+            shard.close()
+        self._open.clear()
+
+
+class _OpenShard:
+    """A shard's file, with its verified index."""
+
+    def __init__(self, path: Path, per_shard: int):
+        self._file = path.open("rb", buffering=0)
+        size = _ENTRY_BYTES * per_shard + _CRC_BYTES
+        self._length = os.fstat(self._file.fileno()).st_size
+        if self._length < size:
+            self.close()
+            raise ValueError(f"{self._length} bytes, too short for its index")
+        listed = _checked(os.pread(self._file.fileno(), size, self._length - size), what="index")
+        self._index = np.frombuffer(listed, dtype="<u8").reshape(-1, 2)
+
+    def read_into(self, cell: np.ndarray, entry: int) -> None:
+        offset, length = (int(number) for number in self._index[entry])
+        if offset + length > self._length:
+            raise ValueError(f"entry {entry} is not there")
+        # Read, not mapped: a file that is cut short meanwhile is then an error, and not the end of the process.
+        _decode_into(cell, os.pread(self._file.fileno(), length, offset), what=f"entry {entry}")
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_cells(array: zarr.Array, directory: Path, rows: np.ndarray) -> np.ndarray:
@@ -91,38 +250,20 @@ def read_cells(array: zarr.Array, directory: Path, rows: np.ndarray) -> np.ndarr
     ------
     StoreError : a row beyond the array, or a shard that is missing, cut short or changed.
     """
-    if rows.size and (rows.min() < 0 or rows.max() >= array.shape[0]):
-        raise StoreError(f"{directory}: rows {rows.min()} to {rows.max()} asked of {array.shape[0]} cells.")
-    values = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
-    if not len(rows):
-        return values
-    per_shard = (array.shards or array.chunks)[0]
-    order = np.argsort(rows, kind="stable")
-    edges = np.flatnonzero(np.diff(rows[order] // per_shard)) + 1
-    for places in np.split(order, edges):
-        shard = int(rows[places[0]]) // per_shard
-        path = directory.joinpath("c", str(shard), *("0" for _ in array.shape[1:]))
-        try:
-            _read_shard(path, rows[places] % per_shard, per_shard=per_shard, out=values, places=places)
-        except (OSError, ValueError, RuntimeError) as error:
-            first = shard * per_shard
-            last = min(first + per_shard, array.shape[0]) - 1
-            raise StoreError(f"{path}: damaged ({error}); it holds cells {first} to {last}. {_REMEDY}") from error
-    return values
+    reader = Reader(array, directory)
+    try:
+        return reader.read(rows)
+    finally:
+        reader.close()
 
 
-def _read_shard(path: Path, entries: np.ndarray, *, per_shard: int, out: np.ndarray, places: np.ndarray) -> None:
-    with path.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as shard:
-        size = _ENTRY_BYTES * per_shard
-        if len(shard) < size + _CRC_BYTES:
-            raise ValueError(f"{len(shard)} bytes, too short for its index")
-        index = np.frombuffer(_checked(shard[-size - _CRC_BYTES :], what="index"), dtype="<u8").reshape(-1, 2)
-        for place, entry in zip(places.tolist(), entries.tolist(), strict=True):
-            offset, length = (int(number) for number in index[entry])
-            if offset + length > len(shard):
-                raise ValueError(f"entry {entry} is not there")
-            cell = blosc.decompress(_checked(shard[offset : offset + length], what=f"entry {entry}"))
-            out[place] = np.frombuffer(cell, dtype=out.dtype).reshape(out.shape[1:])
+def _shard_file(directory: Path, number: int, *, ndim: int) -> Path:
+    return directory.joinpath("c", str(number), *("0" for _ in range(ndim - 1)))
+
+
+def _decode_into(cell: np.ndarray, stored: bytes, *, what: str) -> None:
+    plain = blosc.decompress(_checked(stored, what=what))
+    cell[...] = np.frombuffer(plain, dtype=cell.dtype).reshape(cell.shape)
 
 
 def _checked(stored: bytes, *, what: str) -> bytes:

@@ -1,9 +1,10 @@
-"""Train and test: plates or wells held out whole, never cells, and a refusal where the two sides share anything."""
+"""Train and test: plates, wells, compounds or doses held out whole, never cells, and a refusal where the two sides share anything."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from cellbridge.data.store import condition_of
 from cellbridge.errors import ConfigError, LeakError, did_you_mean
 
 if TYPE_CHECKING:
@@ -18,29 +19,34 @@ _KEYS = {
     "field": ("Metadata_Plate", "Metadata_Well", "Metadata_Site"),
     "well": ("Metadata_Plate", "Metadata_Well"),
     "plate": ("Metadata_Plate",),
+    "compound": ("Metadata_Compound",),
+    "dose": ("Metadata_Compound", "Metadata_Concentration"),
 }
 
+By = Literal["plate", "well", "compound", "dose"]
 
-def assign(obs: "pd.DataFrame", *, by: Literal["plate", "well"], test: Sequence[str]) -> "pd.Series":
-    """Return the Metadata_Split column: "test" for the plates or wells named, "train" for all others.
+
+def assign(obs: "pd.DataFrame", *, by: By, test: Sequence[str], control: str | None = None) -> "pd.Series":
+    """Return the Metadata_Split column: "test" for what is named, "train" for all others.
 
     Parameters
     ----------
-    obs : one row per cell, with Metadata_Plate and Metadata_Well.
+    obs : one row per cell or field, with Metadata_Plate and Metadata_Well, or for compounds and doses Metadata_Compound and _Concentration.
     by : what is held out whole.
-    test : plates; or wells, as "B03" (on every plate) or "PLATE/B03".
+    test : plates; or wells, as "B03" (on every plate) or "PLATE/B03"; or compounds; or compounds at a dose, as "taxol@1".
+    control : the control's name, which cannot be held out as a compound: every translation begins with it.
 
     Raises
     ------
-    ConfigError : a plate or well that the data does not hold.
+    ConfigError : something that the data does not hold, or the control as a compound.
     """
     import pandas as pd
 
-    plates = obs["Metadata_Plate"].astype(str)
-    names = [plates]
-    if by == "well":
-        wells = obs["Metadata_Well"].astype(str)
-        names = [wells, plates + "/" + wells]
+    if by in ("compound", "dose") and control is not None and control in test:
+        raise ConfigError(
+            f'split.test: "{control}" is the control, from which every translation starts. Hold out some of its wells or plates.'
+        )
+    names = _names(obs, by, control=control or "")
     known = {name for column in names for name in column.unique()}
     unknown = next((name for name in test if name not in known), None)
     if unknown is not None:
@@ -51,15 +57,53 @@ def assign(obs: "pd.DataFrame", *, by: Literal["plate", "well"], test: Sequence[
     return pd.Series(held_out.map({True: TEST, False: TRAIN}), index=obs.index, name="Metadata_Split", dtype=object)
 
 
+def _names(obs: "pd.DataFrame", by: By, *, control: str) -> list["pd.Series"]:
+    """Return what each row may be called by in `split.test`."""
+    import pandas as pd
+
+    if by == "compound":
+        return [obs["Metadata_Compound"].astype(str)]
+    if by == "dose":
+        pairs = list(zip(obs["Metadata_Compound"], obs["Metadata_Concentration"], strict=True))
+        named = {pair: condition_of(*pair, control=control).name for pair in dict.fromkeys(pairs)}
+        return [pd.Series([named[pair] for pair in pairs], index=obs.index, dtype=object)]
+    plates = obs["Metadata_Plate"].astype(str)
+    wells = obs["Metadata_Well"].astype(str)
+    return [plates] if by == "plate" else [wells, plates + "/" + wells]
+
+
+def by_well(obs: "pd.DataFrame", *, where: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Return plate, well → side, from rows with Metadata_Split; `where` names the rows.
+
+    Raises
+    ------
+    LeakError : a well whose rows are on both sides, as one that holds two compounds, of which one is held out.
+    """
+    sides: dict[tuple[str, str], tuple[str, int]] = {}
+    columns = (obs[name] for name in ("Metadata_Plate", "Metadata_Well", "Metadata_Split"))
+    for row, (plate, well, side) in enumerate(zip(*columns, strict=True)):
+        first = sides.setdefault((plate, well), (side, row))
+        if first[0] != side:
+            pair = " and ".join(
+                f"{where[index]} ({obs['Metadata_Compound'].iloc[index]}, {half})"
+                for half, index in (first, (side, row))
+            )
+            raise LeakError(
+                f"the same well is in {first[0]} and in {side}: plate {plate} well {well}, {pair}. "
+                "Correct the table, or hold out whole wells (split.by: well)."
+            )
+    return {key: side for key, (side, _) in sides.items()}
+
+
 def check_disjoint(
     obs_a: "pd.DataFrame",
     obs_b: "pd.DataFrame",
     *,
-    by: Literal["plate", "well"] = "well",
+    by: By = "well",
     sides: tuple[str, str] = (TRAIN, TEST),
     hashes: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> None:
-    """Refuse two tables of cells that share a cell, an image, a field or a well; or a plate, where plates are held out.
+    """Refuse two tables of cells that share a cell, an image, a field or a well; or what is held out otherwise.
 
     Parameters
     ----------
@@ -72,7 +116,7 @@ def check_disjoint(
     ------
     LeakError : naming the first pair of cells and the narrowest thing that they share.
     """
-    for what in ("cell", "field", "well", "plate")[: 4 if by == "plate" else 3]:
+    for what in dict.fromkeys(("cell", "field", "well", by)):
         pair = _first_shared(list(_keys(obs_a, what)), list(_keys(obs_b, what)))
         if pair is not None:
             where = ", ".join(

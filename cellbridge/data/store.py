@@ -5,6 +5,7 @@
                masks/         (cell, y, x) uint8, optional: 0 other, 1 this cell's cytoplasm, 2 its nucleus
                x_T/           (cell, channel, y, x) float32, optional: the noise an image was generated from
                table/         AnnData with `obs` only: one row per cell, Metadata_* columns as strings
+               provenance.json  command, paths and commit, of stores that `prepare` made; no part of the store's hash
                manifest.json  size and sha256 of every file, written last
 
 zarr by itself returns zeros for a missing chunk and other pixels for a flipped byte; here both raise StoreError.
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import zarr
 
     from cellbridge.data.intensity import IntensityMaps
+    from cellbridge.data.shards import Reader
+    from cellbridge.data.writing import Batches
 
 FORMAT = 1
 ATTRIBUTES = "cellbridge"
@@ -208,6 +211,13 @@ class Store:
         """Return the noise (cell, channel, y, x), float32, behind each generated image; None where it was not kept."""
         return self._read("x_T", rows) if "x_T" in self._group else None
 
+    def reader(self, name: str) -> "Reader":
+        """Return what reads batches of an array ("images") again and again, faster than the methods above."""
+        from cellbridge.data.shards import Reader
+
+        array: Any = self._group[name]
+        return Reader(array, self.info.path / name)
+
     def select(
         self,
         *,
@@ -276,16 +286,17 @@ def write_store(
     path: Path,
     *,
     obs: "pd.DataFrame",
-    counts: "np.ndarray | Iterable[np.ndarray]",
+    counts: "Batches",
     channels: Sequence[str],
     full_scale: int,
     size_px: int,
     pixel_um: float | None,
     control: str,
     intensity: "IntensityMaps",
-    masks: "np.ndarray | Iterable[np.ndarray] | None" = None,
-    x_T: "np.ndarray | Iterable[np.ndarray] | None" = None,
+    masks: "Batches | None" = None,
+    x_T: "Batches | None" = None,
     attributes: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> StoreInfo:
     """Write a store, published under its name only when it is whole; the same inputs give the same bytes.
@@ -300,7 +311,8 @@ def write_store(
     control : the compound that stands for "untreated", such as DMSO.
     intensity : a map for every plate in `obs`.
     masks, x_T : (cell, y, x) uint8 and (cell, channel, y, x) float32, in the same order; arrays or batches.
-    attributes : more JSON for the store's attributes (aliases, rejected, provenance …).
+    attributes : more JSON for the store's attributes (aliases, rejected, settings …).
+    provenance : JSON that says when and by what it was made; kept in a file that the store's hash leaves out.
     overwrite : replace a store of that name, by one rename at the end.
 
     Raises
@@ -321,7 +333,7 @@ def write_store(
         "full_scale": full_scale,
         "control": control,
     }
-    writing.write(path, contents, head=head, intensity=intensity, extra=dict(attributes or {}))
+    writing.write(path, contents, head=head, intensity=intensity, extra=dict(attributes or {}), provenance=provenance)
     return describe(path)
 
 

@@ -1,20 +1,134 @@
 """Look at every image of a data set before any is used: what is damaged, listed twice or leaking, and how the light falls."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellbridge.data.illumination import FieldMedian, FlatField
+from cellbridge.data.illumination import FieldMedian, FlatField, block_means, read_given
 from cellbridge.data.images import digest, read_plane, require_all
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.errors import ImageError, LeakError, ManifestError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Flats = dict[str, dict[str, FlatField]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the images of one field were found to be, channel by channel.
+
+    Parameters
+    ----------
+    shapes : of the images that can be read.
+    digests : of their pixels; "" for an image of a single value, which says nothing.
+    bits : bitwise or of all counts: its low zeros are bits that no count uses.
+    blocks : means of blocks, float32, from which the light is estimated; {} where it is not.
+    problems : what cannot be used, one line each.
+    """
+
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
+    blocks: dict[str, Array] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def look(row: ImageRow, channels: Sequence[str], *, full_scale: int, light: bool) -> Look:
+    """Read every image of a field, and the illumination functions that its tables name.
+
+    Parameters
+    ----------
+    light : take the means from which the light is estimated, of channels without a given illumination function.
+    """
+    seen, problems = Look(), []
+    for channel in channels:
+        try:
+            image = read_plane(row.images[channel], full_scale=full_scale, md5=row.digests.get(channel, ""))
+            if channel in row.illumination:
+                read_given(row.illumination[channel], (image.shape[0], image.shape[1]))
+        except ImageError as error:
+            problems.append(f"{row.where} {channel}: {error}")
+            continue
+        seen.shapes[channel] = (image.shape[0], image.shape[1])
+        seen.digests[channel] = image_digest(image)
+        seen.bits[channel] = int(np.bitwise_or.reduce(image, axis=None))
+        if light and channel not in row.illumination:
+            seen.blocks[channel] = block_means(image)
+    return Look(seen.shapes, seen.digests, seen.bits, seen.blocks, tuple(problems))
+
+
+def image_digest(image: Array) -> str:
+    """Return a hash of the pixels of an image; "" for one of a single value."""
+    return "" if bool((image == image.flat[0]).all()) else digest(image).hex()
+
+
+@dataclass
+class Survey:
+    """Takes one look after the other, in the order of the rows; memory grows by a few bytes per image, and per plate by its light.
+
+    Parameters
+    ----------
+    splits : Metadata_Split of each plate and well.
+    min_fields : with fewer fields a plate's light is left as it is; None leaves every plate's.
+    """
+
+    splits: Mapping[tuple[str, str], str]
+    min_fields: int | None
+    flats: Flats = field(default_factory=dict)
+    """The light of the plates that are through."""
+    bits: dict[str, int] = field(default_factory=dict)
+    """Channel → bitwise or of all its counts."""
+
+    def __post_init__(self) -> None:
+        self._problems: list[str] = []
+        self._images = 0
+        self._duplicates = Duplicates(self.splits)
+        self._plate: str | None = None
+        self._shapes: list[tuple[ImageRow, str, tuple[int, int]]] = []
+        self._medians: dict[str, FieldMedian] = {}
+
+    def add(self, row: ImageRow, seen: Look) -> None:
+        """Take the look at a field; those of one plate follow one another.
+
+        Raises
+        ------
+        LeakError, ManifestError : see `Duplicates`.
+        """
+        if row.plate != self._plate:
+            self._end_plate()
+            self._plate = row.plate
+        self._problems.extend(seen.problems)
+        self._images += len(seen.problems) + len(seen.shapes)
+        for channel, shape in seen.shapes.items():
+            self._duplicates.add(seen.digests[channel], row, channel)
+            self._shapes.append((row, channel, shape))
+            self.bits[channel] = self.bits.get(channel, 0) | seen.bits[channel]
+            if channel in seen.blocks:
+                self._medians.setdefault(channel, FieldMedian()).add(seen.blocks[channel], shape)
+
+    def finish(self) -> None:
+        """End with the last plate.
+
+        Raises
+        ------
+        ImageError : images are missing, damaged, or of another shape than their plate's others; all are counted, five shown.
+        """
+        self._end_plate()
+        require_all(self._problems, total=self._images)
+
+    def _end_plate(self) -> None:
+        self._problems.extend(_odd_shapes(self._shapes))
+        if self._plate is not None and not self._problems:
+            for channel, median in self._medians.items():
+                if self.min_fields is not None and len(median) >= self.min_fields:
+                    found = median.estimate(what=f'plate "{self._plate}", channel "{channel}"')
+                    self.flats.setdefault(self._plate, {})[channel] = found
+        self._shapes, self._medians = [], {}
 
 
 @dataclass
@@ -27,19 +141,19 @@ class Duplicates:
     """
 
     splits: Mapping[tuple[str, str], str]
-    _seen: dict[bytes, tuple[ImageRow, str]] = field(default_factory=dict)
+    _seen: dict[str, tuple[ImageRow, str]] = field(default_factory=dict)
 
-    def add(self, image: Array, row: ImageRow, channel: str) -> None:
-        """Remember an image; one of a single value says nothing and is passed over.
+    def add(self, image: str, row: ImageRow, channel: str) -> None:
+        """Remember an image by its digest; "" is passed over.
 
         Raises
         ------
         LeakError : the same image is in train and in test.
         ManifestError : the same image is listed twice.
         """
-        if image.size and bool((image == image.flat[0]).all()):
+        if not image:
             return
-        first, first_channel = self._seen.setdefault(digest(image), (row, channel))
+        first, first_channel = self._seen.setdefault(image, (row, channel))
         if first is row and first_channel == channel:
             return
         pair = f"{_name(first, first_channel)} and {_name(row, channel)}"
@@ -51,47 +165,25 @@ class Duplicates:
         raise ManifestError(f"the same image is listed twice: {pair}. Correct the table.")
 
 
-def survey_fields(
-    rows: Sequence[ImageRow],
-    channels: Sequence[str],
-    *,
-    full_scale: int,
-    splits: Mapping[tuple[str, str], str],
-    min_fields: int | None,
-    advance: Callable[[], None],
-) -> Flats:
-    """Read every image of every field, and estimate each plate's and channel's flat field.
+def stored_bits(bits: Iterable[int], *, full_scale: int) -> dict[str, Any] | None:
+    """Return how counts are stored that use fewer bits than they are given: how many, shifted by how many; None where they use all."""
+    low = unused_bits(bits)
+    if not low:
+        return None
+    used = full_scale.bit_length() - low
+    words = (
+        f"every count is a multiple of {1 << low}: {used}-bit data, stored shifted by {low} bits. They are kept as they are; noise "
+        f"within a count (dequantisation) covers 1/{1 << low} of the true step"
+    )
+    return {"bits": used, "shifted_by": low, "words": words}
 
-    Parameters
-    ----------
-    splits : Metadata_Split of each plate and well.
-    min_fields : with fewer fields a plate's light is left as it is; None leaves every plate's.
-    advance : called after each field.
 
-    Raises
-    ------
-    ImageError : images are missing, damaged, or of another shape than their plate's others; all are counted, five shown.
-    LeakError, ManifestError : see `Duplicates`.
-    """
-    problems: list[str] = []
-    shapes: list[tuple[ImageRow, str, tuple[int, ...]]] = []
-    duplicates = Duplicates(splits)
-    medians: dict[tuple[str, str], FieldMedian] = {}
-    for row in rows:
-        for channel in channels:
-            try:
-                image = read_plane(row.images[channel], full_scale=full_scale)
-            except ImageError as error:
-                problems.append(f"{row.where} {channel}: {error}")
-                continue
-            duplicates.add(image, row, channel)
-            shapes.append((row, channel, image.shape))
-            if min_fields is not None:
-                medians.setdefault((row.plate, channel), FieldMedian()).add(image)
-        advance()
-    problems.extend(_odd_shapes(shapes))
-    require_all(problems, total=len(rows) * len(channels))
-    return _flats(medians, min_fields=min_fields)
+def unused_bits(bits: Iterable[int]) -> int:
+    """Return how many low bits no count of any channel uses: 4 for 12-bit counts that are stored in the upper bits of 16."""
+    together = 0
+    for some in bits:
+        together |= some
+    return (together & -together).bit_length() - 1 if together else 0
 
 
 def read_field(row: ImageRow, channels: Sequence[str], *, full_scale: int) -> Array:
@@ -111,39 +203,35 @@ def read_field(row: ImageRow, channels: Sequence[str], *, full_scale: int) -> Ar
     return np.stack(planes)
 
 
-def surfaces(flats: Mapping[str, FlatField], channels: Sequence[str], shape: tuple[int, int]) -> Array | None:
-    """Return what the channels of a plate's fields are divided by, (channel, y, x); None where nothing is to be done."""
-    return _surfaces(tuple(flats.get(channel, FlatField()) for channel in channels), shape)
+def surfaces(
+    row: ImageRow, channels: Sequence[str], shape: tuple[int, int], *, flats: Mapping[str, FlatField]
+) -> Array | None:
+    """Return what the channels of a field are divided by, (channel, y, x); None where nothing is to be done.
+
+    The illumination functions that the tables name go before the estimated light of the plate (`flats`).
+    """
+    return _surfaces(tuple(row.illumination.get(name) or flats.get(name, FlatField()) for name in channels), shape)
 
 
 @lru_cache(maxsize=2)
-def _surfaces(flats: tuple[FlatField, ...], shape: tuple[int, int]) -> Array | None:
-    if all(flat.is_flat for flat in flats):
+def _surfaces(lights: tuple[FlatField | Path, ...], shape: tuple[int, int]) -> Array | None:
+    if all(isinstance(light, FlatField) and light.is_flat for light in lights):
         return None
-    stacked = np.stack([flat.surface(shape) for flat in flats]).astype(np.float32)
+    each = [light.surface(shape) if isinstance(light, FlatField) else read_given(light, shape) for light in lights]
+    stacked = np.stack(each).astype(np.float32)
     stacked.setflags(write=False)
     return stacked
 
 
-def _flats(medians: Mapping[tuple[str, str], FieldMedian], *, min_fields: int | None) -> Flats:
-    flats: Flats = {}
-    for (plate, channel), median in medians.items():
-        if min_fields is not None and len(median) >= min_fields:
-            flats.setdefault(plate, {})[channel] = median.estimate(what=f'plate "{plate}", channel "{channel}"')
-    return flats
-
-
-def _odd_shapes(shapes: Sequence[tuple[ImageRow, str, tuple[int, ...]]]) -> list[str]:
-    """Name the images whose shape is not that of most images of their plate."""
-    counts: dict[str, Counter[tuple[int, ...]]] = {}
-    for row, _, shape in shapes:
-        counts.setdefault(row.plate, Counter())[shape] += 1
-    usual = {plate: counter.most_common(1)[0][0] for plate, counter in counts.items()}
+def _odd_shapes(shapes: Sequence[tuple[ImageRow, str, tuple[int, int]]]) -> list[str]:
+    """Name the images of a plate whose shape is not that of most of them."""
+    counts = Counter(shape for _, _, shape in shapes)
+    usual = counts.most_common(1)[0][0] if counts else None
     return [
-        f"{row.where} {channel}: {row.images[channel]}: shape {shape}, plate {row.plate} has {usual[row.plate]}. "
+        f"{row.where} {channel}: {row.images[channel]}: shape {shape}, plate {row.plate} has {usual}. "
         "Copy or export it again."
         for row, channel, shape in shapes
-        if shape != usual[row.plate]
+        if shape != usual
     ]
 
 

@@ -1,7 +1,7 @@
 """Writing a store: checks of the table, images in shards, the AnnData table, and publication at the end."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cellbridge.data import shards, store
 from cellbridge.data.intensity import IntensityMaps
 from cellbridge.errors import StoreError
 
-Batches = np.ndarray | Iterable[np.ndarray]
+Batches = shards.Batch | Iterable[shards.Batch]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,13 @@ class Contents:
 
 
 def write(
-    path: Path, contents: Contents, *, head: dict[str, Any], intensity: IntensityMaps, extra: dict[str, Any]
+    path: Path,
+    contents: Contents,
+    *,
+    head: dict[str, Any],
+    intensity: IntensityMaps,
+    extra: dict[str, Any],
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write and publish a store; `head` and `extra` are its attributes. `store.write_store` says what fits together."""
     obs = checked_obs(contents.obs)
@@ -45,12 +51,14 @@ def write(
         raise StoreError(f"{path}: full_scale {full_scale}, expected 1 to 65535 (counts of 8 or 16 bits).")
     with (
         runs.publish_directory(path, manifest={"kind": "store", "format": store.FORMAT}) as directory,
-        # Without it a chunk of zeros is left out, and cannot be told from one that was lost.
+        # Without it a chunk of zeros is left out of the table, and cannot be told from one that was lost.
         zarr.config.set({"array.write_empty_chunks": True}),
     ):
         group = zarr.create_group(directory, attributes={store.ATTRIBUTES: {**attributes, **extra}})
-        _write_images(group, contents, head=head, n_cells=len(obs))
+        _write_images(group, directory, contents, head=head, n_cells=len(obs))
         _write_table(group, obs)
+        if provenance is not None:
+            runs.write_json(directory / runs.PROVENANCE, dict(provenance))
 
 
 def checked_obs(obs: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +113,9 @@ def _summary(obs: pd.DataFrame, *, head: dict[str, Any], intensity: IntensityMap
     }
 
 
-def _write_images(group: zarr.Group, contents: Contents, *, head: dict[str, Any], n_cells: int) -> None:
+def _write_images(
+    group: zarr.Group, directory: Path, contents: Contents, *, head: dict[str, Any], n_cells: int
+) -> None:
     size, n_channels = int(head["size_px"]), len(head["channels"])
     full_scale = int(head["full_scale"])
     counts_type = np.dtype(np.uint8 if full_scale <= 255 else np.uint16)
@@ -120,17 +130,18 @@ def _write_images(group: zarr.Group, contents: Contents, *, head: dict[str, Any]
     arrays, streams = [], []
     for name, batches, shape, dtype, dimensions in layout:
         if batches is not None:
-            arrays.append(shards.create(group, name, shape=shape, dtype=dtype, shard=shard, dimensions=dimensions))
+            array = shards.create(group, name, shape=shape, dtype=dtype, shard=shard, dimensions=dimensions)
+            arrays.append((array, directory / name))
             streams.append(shards.blocks(batches, name=name, shape=shape, dtype=dtype, block=shard))
     for index, blocks in enumerate(zip(*streams, strict=True)):
-        low, high = int(blocks[0].min()), int(blocks[0].max())
+        low, high = blocks[0].low, blocks[0].high
         if low < 0 or high > full_scale:
             raise StoreError(
                 f"counts from {low} to {high} do not lie in 0 to the full scale {full_scale}. "
                 "Correct full_scale in the manifest."
             )
-        for array, block in zip(arrays, blocks, strict=True):
-            array[index * shard : index * shard + len(block)] = block
+        for (array, folder), block in zip(arrays, blocks, strict=True):
+            shards.write(array, folder, index, block)
 
 
 def _write_table(group: zarr.Group, obs: pd.DataFrame) -> None:

@@ -2,39 +2,44 @@
 
 tables and plate maps → checked rows → survey of all images → even illumination → nuclei and cells → crops and masks → intensity
 maps of the control → store. With `crops_from` the cells of another store are cut out of other images of the same fields.
+
+Fields are worked on by several processes. What is finished lies in `.OUT.preparing` beside OUT until the store is whole: the same
+command again, after whatever ended it, goes on from there and writes the store that it would have written undisturbed.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cellbridge import runs
 from cellbridge.data.manifest import Manifest, read_manifest
 from cellbridge.data.store import StoreInfo, describe, open_store, write_store
 from cellbridge.errors import ConfigError, StoreError
 from cellbridge.outputs import require_directory
-from cellbridge.progress import bar
+from cellbridge.progress import bar, say
 from cellbridge.settings import Section
 
 if TYPE_CHECKING:
     from cellbridge.data.collector import Collector
-    from cellbridge.data.extraction import Extracted, Geometry
+    from cellbridge.data.cutting import Cutting
+    from cellbridge.data.extraction import Geometry
     from cellbridge.data.readers.rows import ImageRow
-    from cellbridge.data.survey import Flats
+    from cellbridge.data.survey import Survey
 
 _SAMPLE_FIELDS, _SAMPLE_CROPS = 16, 64
+_LOOKS_PER_WORKER, _FIELDS_PER_WORKER, _CROPS_PER_WORKER = 256, 32, 2048
+"""How many rows make it worth to start a process, which takes a second or two."""
 
 
 class SplitConfig(Section):
     """What is held out whole for testing."""
 
-    by: Literal["plate", "well"] = "plate"
+    by: Literal["plate", "well", "compound", "dose"] = "plate"
     test: tuple[str, ...] = ()
-    """Plates; or wells, as B03 (on every plate) or PLATE/B03."""
+    """Plates; or wells, as B03 (on every plate) or PLATE/B03; or compounds; or compounds at a dose, as taxol@1."""
 
 
 class SegmentationConfig(Section):
@@ -47,6 +52,23 @@ class SegmentationConfig(Section):
     min_area: NonNegativeFloat = 0.25
     max_area: PositiveFloat = 4.0
     """Nuclei outside these shares of a disk of the typical diameter are rejected."""
+    touching: Literal["keep", "reject"] = "keep"
+    """What becomes of cells that touch others; their number stands in the table in any case."""
+    cellpose: Path | None = None
+    """A file with the weights of a Cellpose model, which then finds the nuclei (pip install 'cellbridge[cellpose]'; mind its licence)."""
+
+
+class QualityConfig(Section):
+    """Which crops are rejected; the numbers behind each limit stand in the table (Quality_…)."""
+
+    empty_channel: bool = True
+    """Reject a crop with a channel of one value only."""
+    min_focus: float | None = Field(default=None, ge=0, le=1)
+    """Least focus of the sharpest channel: about 0.25 for an image that is smooth over four pixels, 0.5 for sharp edges."""
+    max_saturation: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of saturated pixels of any channel."""
+    max_debris: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of the crop that stands out in the nucleus stain and belongs to no nucleus."""
 
 
 class Config(Section):
@@ -58,9 +80,15 @@ class Config(Section):
     size_px: PositiveInt = 32
     crop_px: PositiveInt | None = None
     """Width of the square that is cut out of the images and resampled to size_px; by default size_px."""
+    crop_um: PositiveFloat | None = None
+    """The same in micrometres, by the manifest's pixel_um."""
+    border: Literal["reject", "reflect"] = "reject"
+    """Reject cells whose crop would leave the field, or reflect the field at its edges. Nuclei that touch the edge are rejected."""
     split: SplitConfig = SplitConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
+    quality: QualityConfig = QualityConfig()
     illumination: Literal["estimate", "none"] = "estimate"
+    """The illumination functions that the tables name go first; `estimate` estimates the rest, per plate and channel. `none` corrects nothing."""
     illumination_min_fields: PositiveInt = 16
     """With fewer fields a plate's light is left as it is."""
     intensity_reference: Literal["control", "all"] = "control"
@@ -68,6 +96,14 @@ class Config(Section):
     """A store whose cells are cut out of this data set's images, with the same centres, masks and intensity maps."""
     match_px: PositiveFloat = 6.0
     """How far a cell may lie from the object that is joined to it, in pixels of the field."""
+    workers: PositiveInt | None = None
+    """How many processes; by default one for each processor, and fewer for little work. Each holds a few fields in memory."""
+
+    @model_validator(mode="after")
+    def _one_width(self) -> "Config":
+        if self.crop_px is not None and self.crop_um is not None:
+            raise ValueError("crop_px and crop_um are two names of one width; give one of them")
+        return self
 
 
 @dataclass(frozen=True)
@@ -90,7 +126,21 @@ class _Task:
     def crop_px(self) -> int:
         if self.source is not None:
             return int(self.source.attributes.get("crop_px", self.source.size_px))
+        if self.config.crop_um is not None:
+            if self.manifest.pixel_um is None:
+                raise ConfigError("crop_um: the manifest has no pixel_um. Add it, or give crop_px.")
+            return max(1, round(self.config.crop_um / self.manifest.pixel_um))
         return self.config.crop_px or self.config.size_px
+
+    @property
+    def unit(self) -> str:
+        return "fields" if self.manifest.holds_fields else "crops"
+
+    def workers(self, rows_each: int) -> int:
+        """How many processes share the rows, of which each is given so many at least."""
+        from cellbridge.data.crew import processors
+
+        return self.config.workers or min(processors(), max(1, len(self.rows) // rows_each))
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
@@ -101,30 +151,22 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     ManifestError, ImageError, LeakError : what is wrong with the data set, with file, row and remedy.
     StoreError : `out` exists, or `crops_from` is no store of fields.
     ConfigError : the split names what is not there, or settings do not fit the store of `crops_from`.
+    RunError : another call is preparing `out`.
+    StoppedBySignal : what was finished is kept; the same command goes on.
     """
     if runs.is_taken(out):
         raise StoreError(f"{out}: exists already. Remove it, or choose another --out.")
     require_directory(out.parent)
     task = _check(config)
-    from cellbridge.data.collector import Collector
+    from cellbridge.data.pieces import kept_beside
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder,
-        Collector(
-            Path(folder),
-            channels=task.manifest.stains,
-            full_scale=task.manifest.full_scale,
-            size_px=task.size_px,
-            reference=config.intensity_reference,
-        ) as collector,
-    ):
-        flats = _survey(task)
-        geometry = _geometry(task, flats)
-        with bar("cells", total=len(task.rows), unit=_unit(task)) as progress:
-            for extracted in _extract(task, geometry, flats, advance=progress.advance):
-                collector.add(extracted)
-        return _publish(task, collector, geometry, flats=flats, out=out)
+    with kept_beside(out) as folder:
+        survey = _survey(task, folder)
+        cutting = _cut(task, folder, survey)
+        from cellbridge.data.collector import Collector
+
+        collector = Collector(cutting, splits=task.splits, reference=config.intensity_reference)
+        return _publish(task, collector, cutting, survey=survey, out=out)
 
 
 def _check(config: Config) -> _Task:
@@ -138,11 +180,19 @@ def _check(config: Config) -> _Task:
     from cellbridge.data.catalogue import read_catalogue
 
     rows, control = read_catalogue(manifest, root)
+    light = config.illumination if source is None else source.attributes["config"].get("illumination", "estimate")
+    if light == "none":
+        rows = [replace(row, illumination={}) for row in rows]
     if source is not None:
+        from cellbridge.data.recutting import require_known
+
+        require_known(rows, open_store(source.path))
         return _Task(config, manifest, root, rows, control, source, {})
     if config.intensity_reference == "control":
         require_control(rows, manifest)
-    return _Task(config, manifest, root, rows, control, None, _splits(rows, config.split))
+    task = _Task(config, manifest, root, rows, control, None, _splits(rows, config.split, control=control))
+    _ = task.crop_px  # an error of its setting is told before images are read
+    return task
 
 
 def _check_source(config: Config, manifest: Manifest, source: StoreInfo) -> None:
@@ -158,119 +208,154 @@ def _check_source(config: Config, manifest: Manifest, source: StoreInfo) -> None
             raise ConfigError(
                 f"crops_from: {what} is {own} in {config.manifest}, {theirs} in {source.path}. Make them agree."
             )
-    for key in ("size_px", "crop_px", "split", "segmentation", "intensity_reference", "illumination"):
-        if key in config.model_fields_set:
-            raise ConfigError(f"crops_from: {key} is that of {source.path}. Leave it out.")
+    free = {"manifest", "root", "crops_from", "match_px", "workers"}
+    for key in sorted(config.model_fields_set - free):
+        raise ConfigError(f"crops_from: {key} is that of {source.path}. Leave it out.")
 
 
-def _splits(rows: "Sequence[ImageRow]", split: SplitConfig) -> dict[tuple[str, str], str]:
-    """Return plate, well → train or test."""
+def _splits(rows: "Sequence[ImageRow]", split: SplitConfig, *, control: str) -> dict[tuple[str, str], str]:
+    """Return plate, well → train or test; refuse wells that a split by compound or dose would put on both sides."""
     import pandas as pd
 
-    from cellbridge.data.splits import assign
+    from cellbridge.data.splits import assign, by_well
 
-    wells = pd.DataFrame(sorted({(row.plate, row.well) for row in rows}), columns=["Metadata_Plate", "Metadata_Well"])
-    sides = assign(wells, by=split.by, test=split.test)
-    return dict(zip(zip(wells["Metadata_Plate"], wells["Metadata_Well"], strict=True), sides, strict=True))
-
-
-def _unit(task: _Task) -> str:
-    return "fields" if task.manifest.holds_fields else "crops"
+    names = ("Metadata_Plate", "Metadata_Well", "Metadata_Site", "Metadata_Compound", "Metadata_Concentration")
+    table = pd.DataFrame([[row.metadata[name] for name in names] for row in rows], columns=list(names))
+    table["Metadata_Split"] = assign(table, by=split.by, test=split.test, control=control)
+    return by_well(table, where=[row.where for row in rows])
 
 
-def _survey(task: _Task) -> "Flats":
-    """Look at every field, and return each plate's light; ready-made crops and known cells are looked at as they are read."""
-    from cellbridge.data.survey import survey_fields
+def _survey(task: _Task, folder: Path) -> "Survey":
+    """Look at every field, and find each plate's light; ready-made crops and known cells are looked at as they are read."""
+    from cellbridge.data.cutting import Looking
+    from cellbridge.data.pieces import Pieces
+    from cellbridge.data.survey import Survey
 
+    estimated = task.config.illumination == "estimate"
+    survey = Survey(task.splits, task.config.illumination_min_fields if estimated else None)
     if not task.manifest.holds_fields or task.source is not None:
-        return {}
-    with bar("survey", total=len(task.rows), unit=_unit(task)) as progress:
-        return survey_fields(
-            task.rows,
-            task.manifest.channels_to_read,
-            full_scale=task.manifest.full_scale,
-            splits=task.splits,
-            min_fields=task.config.illumination_min_fields if task.config.illumination == "estimate" else None,
-            advance=progress.advance,
-        )
+        return survey
+    looking = Looking(
+        task.rows,
+        task.manifest.channels_to_read,
+        task.manifest.full_scale,
+        estimated,
+        Pieces.under(folder, "looks"),
+    )
+    _finish(looking, len(task.rows), task, what="survey", rows_each=_LOOKS_PER_WORKER)
+    for number, row in enumerate(task.rows):
+        survey.add(row, looking.seen(number))
+    survey.finish()
+    return survey
 
 
-def _geometry(task: _Task, flats: "Flats") -> "Geometry":
+def _cut(task: _Task, folder: Path, survey: "Survey") -> "Cutting":
+    """Cut the cells out of every row; afterwards all pieces are there."""
+    from cellbridge.data.cutting import Cutting
+    from cellbridge.data.images import require_all
+    from cellbridge.data.pieces import Pieces
+
+    geometry = _geometry(task, survey)
+    source = _known_source(task)
+    cutting = Cutting(task.rows, task.manifest, geometry, survey.flats, source, Pieces.under(folder, "cells"))
+    each = _CROPS_PER_WORKER if source is not None or not task.manifest.holds_fields else _FIELDS_PER_WORKER
+    problems = _finish(cutting, len(cutting.units), task, what="cells", rows_each=each)
+    require_all([line for number in sorted(problems) for line in problems[number]], total=len(task.rows))
+    return cutting
+
+
+def _finish(job: "Cutting | Any", count: int, task: _Task, *, what: str, rows_each: int) -> dict[int, list[str]]:
+    """Do what is not finished yet of a job's pieces, and return the problems by number."""
+    from cellbridge.data.crew import each
+
+    with bar(what, total=count, unit=task.unit if count == len(task.rows) else "parts") as progress:
+        left = [n for n in range(count) if job.pieces.find(n, fingerprint=job.fingerprint(n)) is None]
+        if len(left) < count:
+            progress.start_at(count - len(left))
+            say(f"{what}: {count - len(left)} of {count} are finished already")
+        problems = {}
+        for number, found in each(job, left, workers=task.workers(rows_each)):
+            if found:
+                problems[number] = found
+            progress.advance()
+    return problems
+
+
+def _known_source(task: _Task) -> Any:
+    from cellbridge.data.cutting import KnownSource
+    from cellbridge.data.manifest import resolve_path
+
+    if task.source is None:
+        return None
+    name = task.manifest.objects
+    objects = None if name is None else resolve_path(name, task.root, where="objects")
+    return KnownSource(task.source.path, runs.fingerprint(task.source.path), objects, task.config.match_px)
+
+
+def _geometry(task: _Task, survey: "Survey") -> "Geometry":
+    from cellbridge.data.crops import Choice
     from cellbridge.data.extraction import Geometry
+    from cellbridge.data.quality import Limits
+    from cellbridge.data.survey import unused_bits
 
     given, nucleus_px = task.config.segmentation, None
-    if task.manifest.nucleus_channel is not None and task.source is None:
-        nucleus_px = given.nucleus_px or task.manifest.nucleus_px or _measured_nucleus_px(task, flats)
+    if task.source is not None:
+        border = task.source.attributes.get("border", "reject")
+        return Geometry(task.crop_px, task.size_px, None, choice=Choice(border=border))
+    if task.manifest.nucleus_channel is not None:
+        nucleus_px = given.nucleus_px or task.manifest.nucleus_px or _measured_nucleus_px(task, survey)
+    full_scale = task.manifest.full_scale
     return Geometry(
         crop_px=task.crop_px,
         size_px=task.size_px,
         nucleus_px=nucleus_px,
         cell_reach=given.cell_reach,
-        min_area=given.min_area,
-        max_area=given.max_area,
+        weights=None if given.cellpose is None else str(given.cellpose),
+        choice=Choice(task.config.border, given.touching, given.min_area, given.max_area),
+        limits=Limits(**task.config.quality.model_dump()),
+        saturated_at=full_scale >> (low := unused_bits(survey.bits.values())) << low,
     )
 
 
-def _measured_nucleus_px(task: _Task, flats: "Flats") -> float:
+def _measured_nucleus_px(task: _Task, survey: "Survey") -> float:
     """Measure the typical nucleus on rows spread evenly over the data set."""
     from cellbridge.data.extraction import nucleus_images
     from cellbridge.data.segmentation import typical_nucleus_px
 
     sample = _SAMPLE_FIELDS if task.manifest.holds_fields else _SAMPLE_CROPS
     step = max(1, len(task.rows) // sample)
-    return typical_nucleus_px(nucleus_images(task.rows[::step], task.manifest, flats=flats))
+    return typical_nucleus_px(nucleus_images(task.rows[::step], task.manifest, flats=survey.flats))
 
 
-def _extract(
-    task: _Task, geometry: "Geometry", flats: "Flats", *, advance: Callable[[], None]
-) -> "Iterator[Extracted]":
-    from cellbridge.data.extraction import cells_of_crops, cells_of_fields
-
-    if task.source is not None:
-        return _extract_again(task, geometry, advance=advance)
-    if task.manifest.holds_fields:
-        return cells_of_fields(task.rows, task.manifest, geometry, flats=flats, splits=task.splits, advance=advance)
-    return cells_of_crops(task.rows, task.manifest, geometry, splits=task.splits, advance=advance)
-
-
-def _extract_again(task: _Task, geometry: "Geometry", *, advance: Callable[[], None]) -> "Iterator[Extracted]":
-    from cellbridge.data.manifest import resolve_path
-    from cellbridge.data.objects import KnownObjects
-    from cellbridge.data.readers.tables import read_table
-    from cellbridge.data.recutting import KnownCells, same_cells
-
-    assert task.source is not None
-    objects = None
-    if task.manifest.objects is not None:
-        table = read_table(resolve_path(task.manifest.objects, task.root, where="objects"))
-        objects = KnownObjects(table, plate_format=task.manifest.plate_format)
-    known = KnownCells.of_store(open_store(task.source.path), objects=objects, radius_px=task.config.match_px)
-    return same_cells(task.rows, task.manifest, geometry, known=known, advance=advance)
-
-
-def _publish(task: _Task, collector: "Collector", geometry: "Geometry", *, flats: "Flats", out: Path) -> dict[str, Any]:
+def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey: "Survey", out: Path) -> dict[str, Any]:
     """Fit the intensity maps, write the store, and say what is in it."""
+    from cellbridge.data.origin import provenance
+    from cellbridge.data.survey import stored_bits
+
     obs = collector.obs()
     plates = sorted(set(obs["Metadata_Plate"]))
-    source, manifest = task.source, task.manifest
+    source, manifest, geometry = task.source, task.manifest, cutting.geometry
     pixel_um = None if manifest.pixel_um is None else manifest.pixel_um * geometry.crop_px / geometry.size_px
+    shifted = stored_bits([*survey.bits.values(), collector.bits], full_scale=manifest.full_scale)
+    attributes = _attributes(task, collector, geometry, survey)
     info = write_store(
         out,
         obs=obs,
-        counts=collector.counts.batches(),
-        masks=collector.masks.batches() if collector.has_masks else None,
+        counts=collector.counts(),
+        masks=collector.masks() if collector.has_masks else None,
         channels=manifest.stains,
         full_scale=manifest.full_scale,
         size_px=geometry.size_px,
         pixel_um=pixel_um,
         control=task.control,
         intensity=collector.intensity(plates) if source is None else source.intensity_maps().subset(plates),
-        attributes=_attributes(task, collector, geometry, flats),
+        attributes=attributes | ({} if shifted is None else {"stored_bits": shifted}),
+        provenance=provenance(task.config.model_dump(mode="json")),
     )
     return {
         "store": str(out),
         "cells": info.n_cells,
-        _unit(task): len(task.rows),
+        task.unit: len(task.rows),
         "channels": list(info.channels),
         "channels_left_out": [name for name in manifest.channels if name not in manifest.stains],
         "plates": list(info.plates),
@@ -279,40 +364,25 @@ def _publish(task: _Task, collector: "Collector", geometry: "Geometry", *, flats
         "rejected": dict(sorted(collector.rejected.items())),
         "without_mask": collector.without_mask,
         "nucleus_px": geometry.nucleus_px,
-        "illumination_corrected": sorted(flats),
+        "illumination_corrected": sorted({*survey.flats, *attributes.get("illumination_given", {})}),
+        **({} if shifted is None else {"stored_bits": shifted["words"]}),
     }
 
 
-def _attributes(task: _Task, collector: "Collector", geometry: "Geometry", flats: "Flats") -> dict[str, Any]:
+def _attributes(task: _Task, collector: "Collector", geometry: "Geometry", survey: "Survey") -> dict[str, Any]:
     """Return where the cells come from, as it stands in the store."""
-    from cellbridge.data.annotation import aliases
+    from cellbridge.data.origin import attributes
 
-    manifest, source = task.manifest, task.source
-    file = task.config.manifest / "manifest.yaml" if task.config.manifest.is_dir() else task.config.manifest
-    attributes: dict[str, Any] = {
-        "aliases": aliases(task.rows) or (dict(source.aliases) if source is not None else {}),
-        "rejected": dict(sorted(collector.rejected.items())),
-        "crop_px": geometry.crop_px,
-        "data_set": {
-            **{key: getattr(manifest, key) for key in ("name", "description", "licence", "citation", "source")},
-            "manifest_sha256": runs.file_sha256(file),
-        },
-        "split": task.config.split.model_dump(mode="json"),
-        "made_by": runs.code_version(),
-        "config": task.config.model_dump(mode="json"),
+    found = attributes(
+        task.manifest, task.rows, geometry, flats=survey.flats, config=task.config.model_dump(mode="json")
+    )
+    found["rejected"] = dict(sorted(collector.rejected.items()))
+    if task.source is None:
+        return found
+    again = ("illumination", "illumination_given", "split")
+    return {
+        **{key: value for key, value in found.items() if key not in again},
+        "aliases": found["aliases"] or dict(task.source.aliases),
+        "crops_from_sha256": runs.fingerprint(task.source.path),
+        "split": task.source.attributes.get("split"),
     }
-    if source is not None:
-        return {
-            **attributes,
-            "crops_from_sha256": runs.fingerprint(source.path),
-            "split": source.attributes.get("split"),
-        }
-    if manifest.holds_fields:
-        attributes["illumination"] = {
-            plate: {channel: list(flat.coefficients) for channel, flat in channels.items()}
-            for plate, channels in sorted(flats.items())
-        }
-    if geometry.nucleus_px is not None:
-        keys = ("nucleus_px", "cell_reach", "min_area", "max_area")
-        attributes["segmentation"] = {key: getattr(geometry, key) for key in keys}
-    return attributes

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 
 from cellbridge.data import crops
-from cellbridge.data.illumination import FieldMedian, FlatField, correct
+from cellbridge.data.illumination import FieldMedian, FlatField, block_means, correct
 from cellbridge.data.objects import KnownObjects
 from cellbridge.data.readers.tables import Table
 from cellbridge.data.segmentation import Objects, find_cells, find_nuclei, segment, typical_nucleus_px
@@ -67,7 +67,7 @@ def disks(places: list[tuple[int, int, int]], shape: tuple[int, int] = (80, 80))
 
 def test_cells_are_rejected_by_reason_and_kept_in_reading_order() -> None:
     nuclei = disks([(60, 40, 5), (20, 50, 5), (20, 20, 5), (2, 40, 5), (40, 40, 1), (40, 60, 12), (12, 40, 5)])
-    chosen = crops.choose_cells(Objects(nuclei, nuclei), nucleus_px=10, crop_px=30, min_area=0.25, max_area=4.0)
+    chosen = crops.choose_cells(Objects(nuclei, nuclei), nucleus_px=10, crop_px=30, choice=crops.Choice())
     assert chosen.numbers == (3, 2, 1)
     assert chosen.rejected == {"border": 2, "too_small": 1, "too_large": 1}
     np.testing.assert_allclose(chosen.centres[0], [20, 20])
@@ -76,7 +76,7 @@ def test_cells_are_rejected_by_reason_and_kept_in_reading_order() -> None:
 def test_masks_show_only_the_cell_itself() -> None:
     nuclei = disks([(30, 30, 5), (30, 44, 5)])
     objects = Objects(nuclei, find_cells(nuclei, None, nucleus_px=10, cell_reach=0.5))
-    chosen = crops.choose_cells(objects, nucleus_px=10, crop_px=20, min_area=0.25, max_area=4.0)
+    chosen = crops.choose_cells(objects, nucleus_px=10, crop_px=20, choice=crops.Choice())
     masks = crops.cut_masks(objects, chosen, crop_px=20, size_px=20)
     assert [int((mask == 2).sum()) for mask in masks] == [int((nuclei == n).sum()) for n in (1, 2)]
     assert (masks[0][:, 18:] == 0).all()
@@ -110,7 +110,7 @@ def test_the_flat_field_is_found_behind_the_cells() -> None:
     light = 1.0 - 0.2 * (u**2 + v**2) + 0.05 * u
     median = FieldMedian()
     for image in fields(light):
-        median.add(image)
+        median.add(block_means(image), image.shape)
     found = median.estimate(what="plate").surface(light.shape)
     assert found.mean() == pytest.approx(1.0)
     assert np.abs(found / (light / light.mean()) - 1).max() < 0.01
@@ -121,7 +121,7 @@ def test_more_fields_than_are_kept_give_the_same_light() -> None:
     image = np.rint(1000 * (1 - 0.1 * u**2)).astype(np.uint16)
     median = FieldMedian()
     for _ in range(600):
-        median.add(image)
+        median.add(block_means(image), image.shape)
     assert len(median) == 600
     np.testing.assert_allclose(median.estimate(what="p").surface((40, 40)), image / image.mean(), rtol=2e-3)
 
@@ -138,8 +138,8 @@ def test_correction_divides_rounds_and_stops_at_full_scale() -> None:
 
 def test_a_flat_field_that_is_zero_or_steep_is_refused() -> None:
     zero, steep = FieldMedian(), FieldMedian()
-    zero.add(np.zeros((64, 64), np.uint16))
-    steep.add(np.outer(np.ones(64), np.linspace(0, 1, 64) ** 6 * 60000 + 1).astype(np.uint16))
+    zero.add(block_means(np.zeros((64, 64), np.uint16)), (64, 64))
+    steep.add(block_means(np.outer(np.ones(64), np.linspace(0, 1, 64) ** 6 * 60000 + 1).astype(np.uint16)), (64, 64))
     for median in (zero, steep):
         with pytest.raises(ImageError, match=r"plate 7.*illumination: none"):
             median.estimate(what="plate 7")

@@ -137,6 +137,35 @@ def test_images_are_the_plate_s_map_of_the_counts(path, given):
     assert np.array_equal(back.numpy(), given["counts"][rows])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("item", [(3, 16, 16), (12, 12)])
+def test_shards_are_byte_for_byte_those_of_zarr(tmp_path, dtype, item):
+    cells = np.random.default_rng(0).gamma(2.0, 30.0, (N, *item)).astype(dtype)
+    cells[3] = 0
+    made = [zarr.create_group(tmp_path / name) for name in ("ours", "theirs")]
+    layout = {
+        "shape": cells.shape,
+        "dtype": cells.dtype,
+        "shard": 8,
+        "dimensions": ["cell", "a", "b", "c"][: cells.ndim],
+    }
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        ours, theirs = (shards.create(group, "x", **layout) for group in made)
+        for start in range(0, N, 8):
+            theirs[start : start + 8] = cells[start : start + 8]
+    batches = [shards.encode(cells[:5]), cells[5:9], shards.encode(cells[9:20]), cells[20:]]
+    for number, block in enumerate(shards.blocks(batches, name="x", shape=cells.shape, dtype=cells.dtype, block=8)):
+        shards.write(ours, tmp_path / "ours/x", number, block)
+    written = [
+        {f.relative_to(tmp_path / n): f.read_bytes() for f in (tmp_path / n).rglob("c/*/**/*") if f.is_file()}
+        for n in ("ours", "theirs")
+    ]
+    assert len(written[0]) == 3
+    assert written[0] == written[1]
+    assert np.array_equal(ours[:], cells)
+    assert np.array_equal(shards.decode(shards.encode(cells)), cells)
+
+
 def test_description_holds_what_the_store_is_about(path):
     info = describe(path)
     assert (info.channels, info.size_px, info.pixel_um, info.full_scale) == (("DNA", "ER"), 8, 1.2, 65535)

@@ -1,0 +1,116 @@
+"""Where the counts of cells lie while batches are made of them: in the device's memory, in the host's, or in the store's files.
+
+Batches are the same, bit for bit, wherever the counts lie; only the way to them differs.
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellbridge.errors import StoreError
+
+if TYPE_CHECKING:
+    from cellbridge.data.store import Store
+
+Place = Literal["auto", "memory", "files"]
+
+_CELLS_AT_ONCE = 8192
+_SHARE = 0.5
+"""How much of the memory that is free the counts may take: the rest is for the network's training."""
+
+
+class Held(ABC):
+    """The counts of some cells, by position."""
+
+    shape: tuple[int, ...]
+    """(cell, channel, y, x)."""
+
+    @abstractmethod
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the bits of cells, (batch, channel, y, x): uint8, or int16 that stand for uint16, wherever they come from."""
+
+
+@final
+class InMemory(Held):
+    """Counts in one piece on one device.
+
+    Parameters
+    ----------
+    counts : (cell, channel, y, x), uint8 or uint16.
+    """
+
+    def __init__(self, counts: np.ndarray | Tensor, *, device: torch.device | str):
+        held = torch.as_tensor(counts)
+        # Few operations know uint16; int16 of the same bits is gathered, and masked once it is wider.
+        self._bits = (held.view(torch.int16) if held.dtype == torch.uint16 else held).to(device)
+        self.shape = tuple(held.shape)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the bits of cells, on the device that holds them."""
+        return self._bits.index_select(0, rows.to(self._bits.device))
+
+
+@final
+class InFiles(Held):
+    """Counts that stay in a store's shards; a batch is read, verified and decoded when it is asked for.
+
+    Parameters
+    ----------
+    rows : (cell,), rows of the store.
+    """
+
+    def __init__(self, store: "Store", rows: np.ndarray):
+        self._reader, self._rows = store.reader("images"), rows
+        self.shape = (len(rows), len(store.info.channels), store.info.size_px, store.info.size_px)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the bits of cells, on the CPU."""
+        counts = torch.from_numpy(self._reader.read(self._rows[rows.cpu().numpy()]))
+        return counts.view(torch.int16) if counts.dtype == torch.uint16 else counts
+
+
+def hold(store: "Store", rows: np.ndarray, *, device: torch.device, place: Place = "auto") -> Held:
+    """Put the counts of a store's rows where batches are made fastest.
+
+    Parameters
+    ----------
+    place : "memory", the device's; "files", where they are; "auto", the first of device, host and files that has room: counts
+        take at most half of what is free.
+
+    Raises
+    ------
+    StoreError : no cell is asked for.
+    """
+    if not len(rows):
+        raise StoreError(f"{store.info.path}: no cell is left to make batches of. Check split, conditions and plates.")
+    item = len(store.info.channels) * store.info.size_px**2 * (1 if store.info.full_scale <= 255 else 2)
+    room = fits(len(rows) * item, device) if place == "auto" else device if place == "memory" else None
+    if room is None:
+        return InFiles(store, rows)
+    parts = [store.counts(rows[start : start + _CELLS_AT_ONCE]) for start in range(0, len(rows), _CELLS_AT_ONCE)]
+    return InMemory(np.concatenate(parts), device=room)
+
+
+def fits(n_bytes: int, device: torch.device) -> torch.device | None:
+    """Return where so many bytes have room: the device, else the CPU; None where neither has."""
+    if device.type == "cuda" and n_bytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
+        return device
+    if n_bytes <= _SHARE * free_bytes():
+        return torch.device("cpu") if device.type == "cuda" else device
+    return None
+
+
+def free_bytes() -> int:
+    """Return how much of the host's memory is free, or of what the control group leaves of it."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    with suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(free, 0)

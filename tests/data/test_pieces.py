@@ -1,0 +1,159 @@
+"""Finished pieces: found again whole, or not at all."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cellbridge.data.pieces import Piece, Pieces, fingerprint, kept_beside, stamps
+from cellbridge.errors import ImageError, ResourceError, RunError, StoppedBySignal, StoreError
+
+PIECE = Piece({"name": "µ-plate", "values": [0.1, 2.5e-7, 3]}, (b"first", b"", bytes(range(256))))
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> Pieces:
+    made = Pieces.under(tmp_path, "cells")
+    made.write(7, PIECE, fingerprint="f")
+    return made
+
+
+def test_a_piece_comes_back_as_it_was_and_leaves_no_other_file(pieces: Pieces) -> None:
+    assert pieces.find(7, fingerprint="f") == PIECE
+    assert [path.name for path in pieces.folder.iterdir()] == ["00000007"]
+
+
+def test_a_piece_of_other_inputs_or_another_number_is_not_found(pieces: Pieces) -> None:
+    assert pieces.find(7, fingerprint="g") is None
+    assert pieces.find(8, fingerprint="f") is None
+    with pytest.raises(StoreError, match="was removed or changed"):
+        pieces.read(8, fingerprint="f")
+
+
+def test_no_changed_or_shortened_piece_is_found(pieces: Pieces) -> None:
+    file = pieces.folder / "00000007"
+    sound = file.read_bytes()
+    for position in range(0, len(sound), 7):
+        damaged = bytearray(sound)
+        damaged[position] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        assert pieces.find(7, fingerprint="f") is None
+    for length in (0, 3, len(sound) // 2, len(sound) - 1):
+        file.write_bytes(sound[:length])
+        assert pieces.find(7, fingerprint="f") is None
+    file.write_bytes(sound)
+    assert pieces.find(7, fingerprint="f") == PIECE
+
+
+def test_fingerprints_depend_on_values_and_not_on_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": [2.5, None]}) == fingerprint({"b": [2.5, None], "a": 1})
+    assert len({fingerprint(*values) for values in ((1, 2), (12,), ("1", 2), ([1, 2],), (1.5, 2))}) == 5
+
+
+def test_an_edited_file_has_another_stamp_even_inside_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "array.zarr").mkdir()
+    for file in (tmp_path / "a.tif", tmp_path / "array.zarr/c0"):
+        file.write_bytes(b"1234")
+    before = stamps([tmp_path / "a.tif", tmp_path / "missing.tif"])
+    (tmp_path / "a.tif").write_bytes(b"12345")
+    after = stamps([tmp_path / "a.tif", tmp_path / "missing.tif"])
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+    assert stamps([tmp_path / "array.zarr"])[0][1:] != [None, None]
+
+
+def crash(out: Path) -> None:
+    with kept_beside(out) as folder:
+        Pieces.under(folder, "cells").write(0, PIECE, fingerprint="f")
+        raise ZeroDivisionError
+
+
+def test_pieces_stay_after_a_crash_and_go_when_the_work_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    (tmp_path / ".s.zarr.123.tmp").mkdir()
+    with pytest.raises(ZeroDivisionError):
+        crash(out)
+    assert [path.name for path in tmp_path.iterdir()] == [".s.zarr.preparing"]
+    with pytest.raises(ResourceError), kept_beside(out):
+        raise ResourceError("the disk is full")
+    with kept_beside(out) as folder:
+        assert Pieces.under(folder, "cells").find(0, fingerprint="f") == PIECE
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_attempt_that_refuses_its_input_leaves_nothing_but_a_later_one_keeps_what_was_done(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "s.zarr"
+    with pytest.raises(ImageError), kept_beside(out):
+        raise ImageError("damaged")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), kept_beside(out):
+        raise ZeroDivisionError
+    with pytest.raises(ImageError), kept_beside(out):
+        raise ImageError("damaged")
+    assert [path.name for path in tmp_path.iterdir()] == [".s.zarr.preparing"]
+
+
+def test_one_result_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with kept_beside(tmp_path / "s.zarr") as folder:
+        with pytest.raises(RunError, match="in use by process"), kept_beside(tmp_path / "s.zarr"):
+            pass
+        assert folder.is_dir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_work_with_its_exit_code_and_keeps_the_pieces(tmp_path: Path, number: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedBySignal, match="goes on from there") as caught, kept_beside(tmp_path / "s.zarr"):
+        signal.raise_signal(number)
+    assert caught.value.exit_code == 128 + number
+    assert (tmp_path / ".s.zarr.preparing").is_dir()
+    assert signal.getsignal(number) is before
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def test_a_crew_gives_what_one_process_gives() -> None:
+    from cellbridge.data.crew import each
+
+    numbers = list(range(20))
+    alone = dict(each(np.square, numbers, workers=1))
+    shared = dict(each(np.square, numbers, workers=2))
+    assert alone == shared == {number: square(number) for number in numbers}
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told_as_too_little_memory() -> None:
+    import os
+
+    from cellbridge.data.crew import each
+
+    with pytest.raises(ResourceError, match="workers=1"):
+        list(each(os._exit, [1, 2, 3], workers=2))
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent_however_it_ended(tmp_path: Path) -> None:
+    import psutil
+
+    code = (
+        "import time; from cellbridge.data.crew import each; print(list(each(time.sleep, [0, 0, 600, 600], workers=2)))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 300
+    workers: list[psutil.Process] = []
+    while len(workers) < 3 and time.monotonic() < deadline:  # two of them, and multiprocessing's resource tracker
+        time.sleep(0.5)
+        workers = psutil.Process(parent.pid).children()
+    time.sleep(3)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert alive == []
