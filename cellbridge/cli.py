@@ -194,15 +194,18 @@ COMMANDS = (
             Option(
                 "--target", "targets", "the condition to translate to (default: every one that is modelled)", many=True
             ),
-            Option("--method", "method", "ddib (default), bridge or sdedit"),
+            Option("--method", "method", "ddib (default), bridge, sdedit or flow"),
             Option("--x-T", "x_T", "inverted (default), fresh, or prior:DIR, a run of `fit-prior`"),
             Option("--n", "n", "how many cells (default: all of the split)"),
             Option(
                 "--bridge", "bridge", "a run directory of `fit-bridge`, for --method bridge or --input-array", many=True
             ),
             Option(
-                "--strength", "strength", "sdedit: share of the way to noise; bridge: volatility over the pixels' std"
+                "--strength",
+                "strength",
+                "sdedit: share of the way to noise; bridge: volatility over the pixels' std; flow: noise added to a cell",
             ),
+            Option("--baseline", "baseline", "the run directory of `fit-baseline`, for --method flow"),
             Option("--nfe", "nfe", "calls of the network that a cell may cost; steps follow from it"),
             Option("--samples-per-cell", "samples_per_cell", "draws of each cell (default: 1)"),
             Option("--trajectories", "trajectories", "of how many cells to keep and draw the way"),

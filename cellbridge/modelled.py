@@ -47,6 +47,23 @@ def bridged_conditions(run: Path) -> list[Condition]:
         ) from None
 
 
+def flowed_conditions(run: Path) -> list[Condition]:
+    """Return the conditions that a flow leads to, from its run's card.
+
+    Raises
+    ------
+    CheckpointError : the run has no finished model. ModelError : it is no flow.
+    """
+    directory = RunDir(run).require_model()
+    try:
+        card = json.loads((directory / _CARD).read_text(encoding="utf-8"))
+        if card["kind"] == "flow":
+            return [Condition.parse(name) for name in card["targets"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ModelError(f"{directory}: is no flow. Give a run of `fit-baseline`.")
+
+
 def adapted_conditions(adapters: Sequence[Mapping[str, Any]]) -> list[Condition]:
     """Return the condition that each adapter was trained for, from its card."""
     return [Condition.parse(card["conditions"][-1]) for card in adapters]

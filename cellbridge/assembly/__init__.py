@@ -40,6 +40,7 @@ from cellbridge.assembly.cards import (
     starting_weights,
 )
 from cellbridge.assembly.classifiers import load_classifier
+from cellbridge.assembly.flows import FittedFlow, FlowCard, flow_translator_within, load_flow
 from cellbridge.assembly.priors import (
     PRIORS,
     PriorCard,
@@ -80,6 +81,8 @@ __all__ = [
     "TRANSLATORS",
     "Attached",
     "Base",
+    "FittedFlow",
+    "FlowCard",
     "Guides",
     "Model",
     "ModelCard",
@@ -98,6 +101,7 @@ __all__ = [
     "check_fit",
     "condition_table",
     "describe_spare_row",
+    "flow_translator_within",
     "guided",
     "guided_model",
     "inherited_plates",
@@ -105,6 +109,7 @@ __all__ = [
     "load_adapted",
     "load_base",
     "load_classifier",
+    "load_flow",
     "load_guides",
     "load_models",
     "load_priors",

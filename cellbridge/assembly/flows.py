@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cellbridge.adapters import lora
 from cellbridge.assembly.bases import Base, build_network, build_schedule, condition_table
 from cellbridge.assembly.cards import CARD, ModelCard, model_directory
+from cellbridge.assembly.translating import most_steps
 from cellbridge.baselines.flow import ControlFlow, GuidedVelocity, NetworkVelocity, NoiseFlow, Velocity
 from cellbridge.bridge.integrate import times
 from cellbridge.conditions import Condition
@@ -22,7 +23,6 @@ from cellbridge.networks.conditioning import ConditionedBackbone
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import require_same_keys
 from cellbridge.runs import RunDir, fingerprint, publish_model, read_manifest, write_text
-from cellbridge.translators.translator import Translator
 
 PLATE_DROPOUT = 0.15
 """Share of the images that each label is hidden from where a flow from noise brings its own tokens, as in Jones et al.'s code."""
@@ -146,14 +146,20 @@ def flow_velocity(network: nn.Module, card: FlowCard) -> NetworkVelocity:
 
 
 def flow_translator(
-    velocity: NetworkVelocity, card: FlowCard, solver: SolverConfig, *, noise_level: float | None = None
-) -> Translator:
+    velocity: NetworkVelocity,
+    card: FlowCard,
+    solver: SolverConfig,
+    *,
+    strength: float | None = None,
+    name: str | None = None,
+) -> ControlFlow | NoiseFlow:
     """Build the translator of a flow.
 
     Parameters
     ----------
     solver : its steps, order, grid (uniform, or quadratic in the time that is left) and guidance_scale, the recipe's if not given.
-    noise_level : of the noise added to control cells, the recipe's if None.
+    strength : standard deviation of the noise that is added to control cells, the recipe's if None.
+    name : what results call it; the recipe's if None.
 
     Raises
     ------
@@ -161,17 +167,48 @@ def flow_translator(
     """
     require_flow_solver(solver)
     recipe = card.recipe
-    scale = solver.guidance_scale if "guidance_scale" in solver.model_fields_set else recipe.guidance_scale
-    guided: Velocity = GuidedVelocity(velocity, scale, rows=len(card.network.conditions))
-    rows = {Condition.parse(name): card.network.row(name) for name in card.targets}
+    guided: Velocity = GuidedVelocity(velocity, _scale(card, solver), rows=len(card.network.conditions))
+    rows = {Condition.parse(target): card.network.row(target) for target in card.targets}
     grid = times(solver.steps, grid="uniform" if solver.grid == "uniform" else "quadratic")
     if recipe.kind == "control-flow":
-        level = recipe.noise_level if noise_level is None else noise_level
-        control = Condition.parse(card.network.control)
-        return ControlFlow(guided, rows, control=control, noise_level=level, grid=grid, order=solver.order)
-    if noise_level is not None:
-        raise ConfigError("noise-flow starts from noise alone: there is no noise level to set. Leave it out.")
-    return NoiseFlow(guided, rows, table=condition_table(card.network), grid=grid, order=solver.order)
+        return ControlFlow(
+            guided,
+            rows,
+            control=Condition.parse(card.network.control),
+            noise_level=recipe.noise_level if strength is None else strength,
+            grid=grid,
+            order=solver.order,
+            name=name or recipe.kind,
+        )
+    if strength is not None:
+        raise ConfigError(f"strength = {strength:g}: noise-flow starts from noise alone. Leave it out.")
+    table = condition_table(card.network)
+    return NoiseFlow(guided, rows, table=table, grid=grid, order=solver.order, name=name or recipe.kind)
+
+
+def flow_translator_within(
+    flow: FittedFlow, solver: SolverConfig, nfe: int | None, *, strength: float | None = None, name: str | None = None
+) -> tuple[ControlFlow | NoiseFlow, SolverConfig, int]:
+    """Return a flow's translator with the most steps that cost no more calls of the network for a cell, its solver, and how many these are.
+
+    Parameters
+    ----------
+    nfe : calls of the network, for guidance as well; None keeps the solver's own steps.
+
+    Raises
+    ------
+    ConfigError : one step costs more, or as `flow_translator`.
+    """
+    of_step = solver.order * (1 if _scale(flow.card, solver) in (0, 1) else 2)
+    if nfe is not None:
+        solver = solver.model_copy(update={"steps": most_steps(nfe, lambda steps: of_step * steps, fewest=1)})
+    translator = flow_translator(flow.velocity, flow.card, solver, strength=strength, name=name)
+    return translator, solver, of_step * solver.steps
+
+
+def _scale(card: FlowCard, solver: SolverConfig) -> float:
+    """Return the guidance scale that was asked for, or else the recipe's."""
+    return solver.guidance_scale if "guidance_scale" in solver.model_fields_set else card.recipe.guidance_scale
 
 
 def require_flow_solver(solver: SolverConfig) -> None:

@@ -12,7 +12,7 @@ flow matching for cellular microscopy", arXiv:2603.26790.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal, final
@@ -25,10 +25,11 @@ from cellbridge.diffusion.schedule import Schedule
 from cellbridge.errors import ConditionError, did_you_mean
 from cellbridge.networks.condition_table import ConditionTable
 from cellbridge.runtime import noise_per_image
-from cellbridge.translators.translator import Translator
+from cellbridge.translators.translator import TracedTranslator, Trajectory, Translator, pick_frames
 from cellbridge.typing import CellBatch, Images, Labels
 
 SourceOf = Literal["control", "noise"]
+Watch = Callable[[float, Images], None]
 
 
 class Velocity(nn.Module, ABC):
@@ -101,7 +102,8 @@ class NetworkVelocity(Velocity):
 class GuidedVelocity(Velocity):
     """Push the velocity away from that of no condition: u_none + scale (u - u_none).
 
-    Scale 1 is the conditional velocity bit for bit, in one network call; any other takes two, as one batch. The plate stays as it is.
+    Scale 1 is the conditional velocity bit for bit and 0 the other, in one network call; any other scale takes two, as one batch. The
+    plate stays as it is.
 
     Parameters
     ----------
@@ -120,10 +122,11 @@ class GuidedVelocity(Velocity):
 
     def forward(self, x: Images, s: Tensor, labels: Labels) -> Images:
         """Return the guided dx/ds."""
-        if self.scale == 1:
-            guided: Images = self.velocity(x, s, labels)
-            return guided
-        both = torch.cat([without_condition(labels, rows=self.rows), labels])
+        none = without_condition(labels, rows=self.rows)
+        if self.scale in (0, 1):
+            alone: Images = self.velocity(x, s, labels if self.scale else none)
+            return alone
+        both = torch.cat([none, labels])
         unconditional, conditional = self.velocity(torch.cat([x, x]), torch.cat([s, s]), both).chunk(2)
         result: Images = unconditional + self.scale * (conditional - unconditional)
         return result
@@ -135,7 +138,15 @@ def without_condition(labels: Labels, *, rows: int) -> Labels:
 
 
 @torch.no_grad()
-def integrate(velocity: Velocity, x: Images, labels: Labels, *, grid: Tensor, order: Literal[1, 2] = 2) -> Images:
+def integrate(
+    velocity: Velocity,
+    x: Images,
+    labels: Labels,
+    *,
+    grid: Tensor,
+    order: Literal[1, 2] = 2,
+    watch: Watch | None = None,
+) -> Images:
     """Solve dx/ds = u from the first time of the grid to the last.
 
     Parameters
@@ -143,6 +154,7 @@ def integrate(velocity: Velocity, x: Images, labels: Labels, *, grid: Tensor, or
     grid : rising times in [0, 1], as `bridge.integrate.times` gives them. Steps are fixed, since those of an adaptive solver would make an
         image depend on its batch.
     order : 1 Euler; 2 the midpoint rule, two calls a step.
+    watch : told (time, x) after each step.
     """
 
     def slope(x: Images, at: float) -> Images:
@@ -155,11 +167,13 @@ def integrate(velocity: Velocity, x: Images, labels: Labels, *, grid: Tensor, or
             x = x + width * slope(x, now)
         else:
             x = x + width * slope(x + width / 2 * slope(x, now), now + width / 2)
+        if watch is not None:
+            watch(later, x)
     return x
 
 
 @final
-class ControlFlow(Translator):
+class ControlFlow(TracedTranslator):
     """Follow the flow from a control cell, to which noise is added first, to a condition; pairs were drawn by lot within plates (CellFlux).
 
     Parameters
@@ -183,12 +197,14 @@ class ControlFlow(Translator):
         noise_level: float,
         grid: Tensor,
         order: Literal[1, 2] = 2,
+        name: str = "control-flow",
     ):
         self.velocity = velocity
         self.rows = dict(rows)
         self.control = control
         self.noise_level = noise_level
         self.grid, self.order = grid, order
+        self.name = name
 
     def translate(self, batch: CellBatch, *, target: Condition) -> CellBatch:
         """Return the cells under `target`, in [-1, 1].
@@ -197,6 +213,20 @@ class ControlFlow(Translator):
         ------
         ConditionError : the flow was not trained towards `target`, or a cell is not a control cell.
         """
+        return _under(target, batch, self._carried(batch, target))
+
+    def trace(self, batch: CellBatch, *, target: Condition, frames: int) -> Trajectory:
+        """Return the way along the flow, with what noise is left of that which was added to the cell.
+
+        Raises
+        ------
+        ConditionError : as `translate`.
+        """
+        seen: list[tuple[float, Images]] = []
+        result = self._carried(batch, target, lambda s, x: seen.append((s, x.clamp(-1, 1))))
+        return pick_frames(batch.images, seen, result, frames=frames)
+
+    def _carried(self, batch: CellBatch, target: Condition, watch: Watch | None = None) -> Images:
         row = _row(self.name, self.rows, target)
         others = sorted(set(batch.conditions) - {self.control.name})
         if others:
@@ -206,7 +236,9 @@ class ControlFlow(Translator):
         start = batch.images
         if self.noise_level:
             start = start + self.noise_level * _noise(batch)
-        return _carried(self.velocity, start, torch.full_like(batch.seeds, row), batch, target, self.grid, self.order)
+        labels = torch.full((len(start),), row, dtype=torch.int64, device=start.device)
+        moved = integrate(self.velocity, start, labels, grid=self.grid, order=self.order, watch=watch)
+        return moved.clamp(-1, 1)
 
 
 @final
@@ -232,11 +264,13 @@ class NoiseFlow(Translator):
         table: ConditionTable,
         grid: Tensor,
         order: Literal[1, 2] = 2,
+        name: str = "noise-flow",
     ):
         self.velocity = velocity
         self.rows = dict(rows)
         self.table = table
         self.grid, self.order = grid, order
+        self.name = name
 
     def translate(self, batch: CellBatch, *, target: Condition) -> CellBatch:
         """Return a cell of `target` for each seed and plate, in [-1, 1].
@@ -247,20 +281,12 @@ class NoiseFlow(Translator):
         """
         row = _row(self.name, self.rows, target)
         labels = torch.tensor([self.table.label(row, plate=plate) for plate in batch.plates], dtype=torch.int64)
-        labels = labels.to(batch.images.device)
-        return _carried(self.velocity, _noise(batch), labels, batch, target, self.grid, self.order)
+        noise, labels = _noise(batch), labels.to(batch.images.device)
+        made = integrate(self.velocity, noise, labels, grid=self.grid, order=self.order)
+        return _under(target, batch, made.clamp(-1, 1))
 
 
-def _carried(
-    velocity: Velocity,
-    start: Images,
-    labels: Labels,
-    batch: CellBatch,
-    target: Condition,
-    grid: Tensor,
-    order: Literal[1, 2],
-) -> CellBatch:
-    images = integrate(velocity, start, labels, grid=grid, order=order).clamp(-1, 1)
+def _under(target: Condition, batch: CellBatch, images: Images) -> CellBatch:
     return replace(batch, images=images, conditions=(target.name,) * len(images))
 
 

@@ -7,7 +7,7 @@ from cellbridge import processes
 from cellbridge.conditions import Condition, resolve, resolve_or_read
 from cellbridge.data.store import StoreInfo, describe
 from cellbridge.errors import ConditionError
-from cellbridge.modelled import bridged_conditions, model_card, modelled_conditions
+from cellbridge.modelled import bridged_conditions, flowed_conditions, model_card, modelled_conditions
 from cellbridge.runs import code_version, fingerprint
 from cellbridge.translating.places import check_places, pictures, references, trajectories
 from cellbridge.translating.settings import Config
@@ -64,6 +64,7 @@ def _conditions(config: Config, info: StoreInfo) -> tuple[Condition, list[Condit
     adapters = [model_card(path) for path in config.adapters]
     modelled = [] if config.base is None else modelled_conditions(model_card(config.base), adapters)
     modelled += [condition for path in config.bridge for condition in bridged_conditions(path)]
+    modelled += [] if config.baseline is None else flowed_conditions(config.baseline)
     known = list(dict.fromkeys([*info.conditions, *modelled]))
     wanted = [resolve_or_read(t, known, aliases=info.aliases, unseen=config.unseen) for t in config.targets or ()]
     return source, wanted

@@ -8,6 +8,7 @@ import torch
 
 from cellbridge import assembly
 from cellbridge.assembly import Base, Model
+from cellbridge.baselines.flow import ControlFlow
 from cellbridge.conditions import Condition
 from cellbridge.config import SolverConfig, prior_run
 from cellbridge.data.store import StoreInfo
@@ -163,18 +164,13 @@ def _of_prior(config: Config, of: Callable[..., Any], key: str) -> dict[str, Any
 
 def _open_bridge(config: Config, info: StoreInfo, asked: Asked, device: torch.device) -> Opened:
     """Open bridges between images that share a control."""
-    from cellbridge.assembly.bridges import known_start, load_bridge, require_bridge_fits
+    from cellbridge.assembly.bridges import load_bridge, require_bridge_fits
 
     bridges = [load_bridge(path, device=device) for path in config.bridge]
     for bridge in bridges:
         require_bridge_fits(bridge.card, info)
     joined = assembly.join_bridges(bridges, config.bridge, sigma_rel=config.strength)
     chosen = config.bridge_solver
-    if chosen.flow == "ode" and any(known_start(bridge) for bridge in bridges):
-        raise ConfigError(
-            "bridge_solver.flow = ode: the bridge is told the cell that it starts from, which the probability flow does not have in both "
-            "directions. Use flow: sde, or fit it without bridge.keeps_start."
-        )
     targets = _over_bridge(asked, [joined.control, *joined.spans])
     legs = max(joined.legs(asked.source, target) for target in targets)
     solver = {"way": chosen.flow, "grid": chosen.grid, "step": chosen.step}
@@ -207,8 +203,49 @@ def _over_bridge(asked: Asked, offered: list[Condition]) -> list[Condition]:
     return targets
 
 
+def _open_flow(config: Config, info: StoreInfo, asked: Asked, device: torch.device) -> Opened:
+    """Open a flow from control cells or from noise."""
+    assert config.baseline is not None
+    flow = assembly.load_flow(config.baseline, device=device)
+    card = flow.card
+    assembly.check_fit(card.network, info)
+    translator, solver, calls = assembly.flow_translator_within(
+        flow, config.solver, config.nfe, strength=config.strength, name=config.name
+    )
+    level = translator.noise_level if isinstance(translator, ControlFlow) else None
+    if config.samples_per_cell > 1 and level == 0:
+        raise ConfigError(
+            f"samples_per_cell = {config.samples_per_cell}: all draws of a cell are equal, as no noise is added. Set a strength."
+        )
+    if config.trajectories and level is None:
+        raise ConfigError("trajectories begin at cells, and noise-flow makes new ones. Leave them out.")
+    if level is not None and asked.source.name != card.network.control:
+        raise ConditionError(f'control-flow starts from {card.network.control} alone, not from "{asked.source.name}".')
+    return Opened(
+        translator,
+        _along_flow(asked, [Condition.parse(name) for name in card.targets]),
+        inputs={"baseline": flow.sha256},
+        trained_on={"flow": list(card.network.plates)},
+        calls=calls,
+        steps=solver.steps,
+        attributes={} if level is None else {"strength": level},
+    )
+
+
+def _along_flow(asked: Asked, offered: list[Condition]) -> list[Condition]:
+    targets = list(dict.fromkeys(asked.targets)) or [c for c in offered if c != asked.source]
+    for target in targets:
+        if target not in offered:
+            raise ConditionError(
+                f'the flow was not trained on "{target.name}": name it to `cellbridge fit-baseline --condition`.'
+                f"{did_you_mean(target.name, [condition.name for condition in offered])}"
+            )
+    return targets
+
+
 METHODS: dict[Method, Callable[[Config, StoreInfo, Asked, torch.device], Opened]] = {
     "bridge": _open_bridge,
     "ddib": _open_with_base,
+    "flow": _open_flow,
     "sdedit": _open_with_base,
 }

@@ -38,7 +38,7 @@ def check_places(config: Config, out: Path) -> None:
     """
     prior = prior_run(config.x_T)
     models = [*config.adapters, *config.bridge, *config.solver.guides.values()]
-    models += [path for path in (config.base, prior) if path is not None]
+    models += [path for path in (config.base, config.baseline, prior) if path is not None]
     require_apart(out, (config.store, *models))
     require_directory(out.parent)
     stores = [out, *([references(out)] if config.x_T_references else [])]

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from cellbridge.config import SolverConfig, XTOrigin
 from cellbridge.settings import Section, Seed
 
-Method = Literal["bridge", "ddib", "sdedit"]
+Method = Literal["bridge", "ddib", "flow", "sdedit"]
 
 
 class BridgeSolverConfig(Section):
@@ -33,11 +33,20 @@ class BridgeSolverConfig(Section):
 
 
 _NEVER_OF: Mapping[Method, tuple[str, ...]] = {
-    "bridge": ("base", "adapters", "unseen", "smiles", "solver", "x_T", "x_T_references"),
-    "ddib": ("bridge", "bridge_solver", "strength"),
-    "sdedit": ("bridge", "bridge_solver", "x_T", "x_T_references"),
+    "bridge": ("base", "adapters", "baseline", "unseen", "smiles", "solver", "x_T", "x_T_references"),
+    "ddib": ("bridge", "baseline", "bridge_solver", "strength"),
+    "flow": ("base", "adapters", "bridge", "bridge_solver", "unseen", "smiles", "x_T", "x_T_references"),
+    "sdedit": ("bridge", "baseline", "bridge_solver", "x_T", "x_T_references"),
 }
 """Method → settings that would do nothing."""
+
+_MODELS: Mapping[Method, tuple[str, str]] = {
+    "bridge": ("bridge", "fit-bridge"),
+    "ddib": ("base", "pretrain"),
+    "flow": ("baseline", "fit-baseline"),
+    "sdedit": ("base", "pretrain"),
+}
+"""Method → the setting that names its model, and the command that trains one."""
 
 _INSTEAD = {
     "strength": "a cell's own noise leads back to the cell, whatever the strength; use method sdedit or bridge",
@@ -51,12 +60,14 @@ class Config(Section):
     store: Path
     method: Method = "ddib"
     """`bridge`: over a bridge of `fit-bridge`; `ddib`: to the cell's noise under the base and back under the target's model; `sdedit`:
-    noised part of the way, and denoised under the target's model."""
+    noised part of the way, and denoised under the target's model; `flow`: along a flow of `fit-baseline`."""
     base: Path | None = None
     """The run of `pretrain`, for ddib and sdedit."""
     adapters: tuple[Path, ...] = ()
     bridge: tuple[Path, ...] = ()
     """Runs of `fit-bridge`; of several each has conditions of its own, and all have one control."""
+    baseline: Path | None = None
+    """The run of `fit-baseline`, for flow."""
     name: str | None = Field(default=None, min_length=1)
     """What results call the model, so that several settings of one method are told apart; None takes the method's own name."""
     source: str | None = None
@@ -73,7 +84,8 @@ class Config(Section):
     strength: float | None = Field(default=None, ge=0.0)
     """How much may change. sdedit: share of the way to noise, from 0 (the cell) to 1 (a new cell), 0.5 if not given. bridge: its
     volatility over the standard deviation of pixels, within the range that it was trained over; what it was trained at, or of a range
-    the geometric middle, if not given."""
+    the geometric middle, if not given. flow, from control cells: standard deviation of the noise that is added to a cell, in image units;
+    0 starts at the cell itself, and its recipe's if not given."""
     nfe: PositiveInt | None = None
     """Calls of the network that a cell may cost for one target; steps become the most that keeps within it."""
     unseen: bool = False
@@ -108,9 +120,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _method_has_its_models(self) -> "Config":
-        needed = "bridge" if self.method == "bridge" else "base"
+        needed, stage = _MODELS[self.method]
         if not getattr(self, needed):
-            stage = "fit-bridge" if needed == "bridge" else "pretrain"
             raise ValueError(f'"{needed}" is required by method {self.method}; give the run of `cellbridge {stage}`')
         return self
 

@@ -104,7 +104,7 @@ def test_a_flow_from_control_cells_starts_as_the_identity_and_one_from_noise_as_
     """Before its first step: no velocity, and that of the base's v with the same noise."""
     still = load_flow(fitted(study, tmp_path / "still", "training.learning_rate=1e-12", f"base={study['base']}"))
     batch = cells(study)
-    kept = flow_translator(still.velocity, still.card, SolverConfig(steps=2), noise_level=0.0).translate(
+    kept = flow_translator(still.velocity, still.card, SolverConfig(steps=2), strength=0.0).translate(
         batch, target=DIMMER
     )
     assert torch.allclose(kept.images, batch.images, atol=1e-5)
@@ -121,7 +121,7 @@ def test_labels_matter_once_trained_on_effects_that_differ(study, tmp_path):
     settings = ["training.steps=50", "training.batch_size=16", "training.learning_rate=1e-2", "training.ema_decay=0.9"]
     flow = load_flow(fitted(study, tmp_path / "run", *SMALL, *settings, "flow.noise_probability=0"))
     batch, solver = cells(study, "train"), SolverConfig(steps=4)
-    translator = flow_translator(flow.velocity, flow.card, solver, noise_level=0.0)
+    translator = flow_translator(flow.velocity, flow.card, solver, strength=0.0)
     means = {target: translator.translate(batch, target=target).images.mean((0, 2, 3)) for target in (SHRINKER, DIMMER)}
     dna, er = CHANNELS.index("DNA"), CHANNELS.index("ER")
     assert float(means[DIMMER][er]) < float(means[SHRINKER][er]) - 0.01
@@ -193,3 +193,57 @@ def test_conditions_that_share_no_plate_with_the_control_are_refused_naming_the_
     assert not (tmp_path / "run").exists()
     fitted(study, tmp_path / "run", *SMALL, apart, "across_plates=true")
     assert RunDir(tmp_path / "run").require_model().is_dir()
+
+
+def translated(study: dict[str, Path], kind: str, out: Path, *settings: object) -> Path:
+    options = ["--method", "flow", "--baseline", study[kind], "--set", "solver.grid=uniform"]
+    assert (
+        main([str(part) for part in ("translate", "--store", study["store"], *options, *settings, "--out", out)]) == 0
+    )
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_translate_takes_a_flow_and_says_what_it_was(study, tmp_path, kind, capsys):
+    out = translated(study, kind, tmp_path / "made.zarr", "--n", 4, "--nfe", 9)
+    made = open_store(out)
+    assert set(made.obs["Metadata_Model"]) == {kind}
+    assert set(made.obs["Metadata_TargetCondition"]) == {"shrinker@1", "dimmer@5"}
+    attributes = made.info.attributes
+    assert attributes["trained_on"] == {"flow": ["P1", "P2"]}
+    calls = 4 if kind == "control-flow" else 2  # a step by the midpoint rule, with guidance or without
+    assert attributes["steps"] == 9 // calls
+    assert attributes["network_calls"] == calls * (9 // calls)
+    assert attributes.get("strength") == (1.0 if kind == "control-flow" else None)
+    again = open_store(translated(study, kind, tmp_path / "again.zarr", "--n", 4, "--nfe", 9, "--set", "batch_size=3"))
+    assert np.abs(made.counts(range(8)).astype(int) - again.counts(range(8)).astype(int)).max() <= 1
+
+
+def test_a_flow_shows_its_way_and_draws_a_cell_several_times(study, tmp_path):
+    settings = ["--target", "dimmer", "--n", 2, "--nfe", 8, "--set", "solver.guidance_scale=1", "--strength", 0.5]
+    out = translated(
+        study, "control-flow", tmp_path / "made.zarr", *settings, "--samples-per-cell", 2, "--trajectories", 1
+    )
+    assert sorted(open_store(out).obs["Metadata_Sample"].astype(int)) == [0, 0, 1, 1]
+    frames = open_store(tmp_path / "made_trajectories.zarr")
+    assert len(frames.obs) == 5  # the cell, and each of four steps
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("control-flow", ["--target", "DMSO"], "the flow was not trained on"),
+        ("control-flow", ["--source", "dimmer", "--target", "shrinker"], "starts from DMSO alone"),
+        ("control-flow", ["--strength", 0, "--samples-per-cell", 2], "all draws of a cell are equal"),
+        ("control-flow", ["--base", "BASE"], "base does nothing for method flow"),
+        ("control-flow", ["--set", "solver.threshold=clip"], "solver.threshold = clip does nothing for a flow"),
+        ("noise-flow", ["--strength", 0.5], "noise-flow starts from noise alone"),
+        ("noise-flow", ["--trajectories", 1], "noise-flow makes new ones"),
+    ],
+)
+def test_what_a_flow_cannot_translate_is_refused(study, tmp_path, capsys, kind, settings, words):
+    asked = [str(study["base"]) if part == "BASE" else str(part) for part in settings]
+    command = ["translate", "--store", str(study["store"]), "--method", "flow", "--baseline", str(study[kind])]
+    assert main([*command, *asked, "--out", str(tmp_path / "made.zarr")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "made.zarr").exists()
