@@ -38,20 +38,21 @@ def read_catalogue(manifest: Manifest, root: Path) -> tuple[list[ImageRow], str]
     ------
     ManifestError : a table or plate map does not hold together, or a field or crop is listed twice.
     """
-    rows = READERS[manifest.kind](manifest, root)
+    rows = _some(READERS[manifest.kind](manifest, root), manifest)
     folders = [manifest.locate(name, root, where="platemaps") for name in manifest.platemaps]
     rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format))
-    rows = _wanted(join_metadata_tables(rows, manifest, root), manifest)
+    rows = join_metadata_tables(rows, manifest, root)
+    rows = _some([row for row in rows if is_wanted(row.metadata, manifest)], manifest)
     rows, control = annotate(rows, manifest)
     _require_unique(rows, manifest)
     return sorted(rows, key=_place), control
 
 
-def _wanted(rows: Sequence[ImageRow], manifest: Manifest) -> list[ImageRow]:
-    kept = [row for row in rows if is_wanted(row.metadata, manifest)]
-    if not kept:
+def _some(rows: list[ImageRow], manifest: Manifest) -> list[ImageRow]:
+    """Return the rows; raise ManifestError where `only` has left none."""
+    if not rows:
         raise ManifestError(f"only: no row has {' or '.join(manifest.only)}. Correct it in the manifest.")
-    return kept
+    return rows
 
 
 def _place(row: ImageRow) -> tuple[str, str, tuple[int, int, str], tuple[int, int, str]]:

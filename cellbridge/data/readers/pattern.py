@@ -40,11 +40,13 @@ def read_pattern(manifest: Manifest, root: Path) -> list[ImageRow]:
     expression = re.compile(manifest.pattern or "")
     planes: list[PlaneRow] = []
     unmatched: list[str] = []
+    matched = False
     for name in _image_names(manifest, root):
         match = expression.fullmatch(name)
         if match is None:
             unmatched.append(name)
         else:
+            matched = True
             planes.extend(row for row in _planes(match, root, manifest) if may_be_wanted(row.metadata, manifest))
     if unmatched:
         more = f", … {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
@@ -52,8 +54,8 @@ def read_pattern(manifest: Manifest, root: Path) -> list[ImageRow]:
             f"{len(unmatched)} images below {root} do not match the pattern: {', '.join(unmatched[:_SHOWN])}{more}. Correct "
             "pattern, or name what is to be left alone with ignore."
         )
-    if not planes:
-        raise ManifestError(f"no image below {', '.join(manifest.folders)} in {root}. Correct folders, ignore or only.")
+    if not matched:
+        raise ManifestError(f"no image below {', '.join(manifest.folders)} in {root}. Correct folders or ignore.")
     return gather_fields(planes, manifest)
 
 

@@ -27,10 +27,6 @@ def read_plane_table(manifest: Manifest, root: Path) -> list[ImageRow]:
     for name in manifest.tables:
         table = read_table(manifest.locate(name, root, where="tables"))
         planes.extend(row for row in _planes(table, manifest, root) if may_be_wanted(row.metadata, manifest))
-    if manifest.only and not planes:
-        raise ManifestError(
-            f"only: no row of {', '.join(manifest.tables)} has {' or '.join(manifest.only)}. Correct it."
-        )
     return gather_fields(planes, manifest)
 
 
