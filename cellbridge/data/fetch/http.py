@@ -7,6 +7,7 @@ References
 RFC 9110, HTTP Semantics: 13.1.5 If-Range, 14.2 Range, 14.4 Content-Range, 10.2.3 Retry-After.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _BLOCK = 1 << 20
+_QUEUED = 64
+"""How many pieces, of some 100 kB each, wait to be written."""
 _NO_HEAD = (400, 401, 403, 405, 500, 501)
 """Answers to HEAD after which the file may yet be had by GET: signed URLs, and servers that know no HEAD."""
 _PASSING = (408, 425, 429)
@@ -54,19 +57,19 @@ class Http(Remote):
 
     def read(self, url: str, *, start: int, facts: Facts) -> Stream:
         """Ask for the rest of a file that is still the one of `facts`."""
-        response, begins = self._wait(url, self._open, url, start, facts)
-        return Stream(begins, self._blocks(url, response))
+        body, begins = self._wait(url, self._open, url, start, facts)
+        return Stream(begins, iter(()) if body is None else self._blocks(url, body))
 
     def files_under(self, url: str) -> dict[str, Facts]:
         """HTTP has no way to list a folder."""
         raise FetchError(f"{url}: HTTP cannot list a folder. Name its files in the manifest, one by one or by a table.")
 
-    def _blocks(self, url: str, response: "ClientResponse") -> Iterator[bytes]:
+    def _blocks(self, url: str, body: "_Body") -> Iterator[bytes]:
         try:
-            while block := self._wait(url, response.content.read, _BLOCK):
+            while block := self._wait(url, body.take):
                 yield block
         finally:
-            self._files.loop.call_soon_threadsafe(response.close)
+            self._files.loop.call_soon_threadsafe(body.close)
 
     async def _look(self, url: str) -> Facts:
         session = await self._files.set_session()
@@ -80,14 +83,17 @@ class Http(Remote):
             _require_ok(url, response)
             return _facts(response, size=_total(response) if response.status == 206 else _length(response))
 
-    async def _open(self, url: str, start: int, facts: Facts) -> "tuple[ClientResponse, int]":
+    async def _open(self, url: str, start: int, facts: Facts) -> "tuple[_Body | None, int]":
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and facts.version is not None and facts.version.startswith('"'):
             headers["If-Range"] = facts.version
         session = await self._files.set_session()
         response = await session.get(_address(url), headers=headers)
         try:
-            return response, _begins(url, response, start, facts)
+            if start and response.status == 416 and _total(response) == start:  # of unknown size, and all here
+                response.close()
+                return None, start
+            return _Body(response), _begins(url, response, start, facts)
         except BaseException:
             response.close()
             raise
@@ -108,6 +114,49 @@ class Http(Remote):
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TryAgain(_short(error)) from None
         return result
+
+
+class _Body:
+    """The content of an answer, taken from the connection as it comes: what lies in aiohttp's own buffer is lost when that is cut.
+
+    Made and used in the loop.
+    """
+
+    def __init__(self, response: "ClientResponse"):
+        self._response = response
+        self._pieces: asyncio.Queue[bytes | Exception] = asyncio.Queue(_QUEUED)
+        first = response.content.read_nowait()
+        if first:
+            self._pieces.put_nowait(first)
+        self._pump = asyncio.create_task(self._run())
+
+    async def take(self) -> bytes:
+        """Return what has come, at least a byte; nothing at the end. Raises what cut the connection, once all that came was taken."""
+        taken: list[bytes] = []
+        while not taken or (sum(map(len, taken)) < _BLOCK and not self._pieces.empty()):
+            piece = await self._pieces.get()
+            if isinstance(piece, bytes) and piece:
+                taken.append(piece)
+                continue
+            if taken:
+                self._pieces.put_nowait(piece)  # the last piece: the queue stays empty behind it
+            elif isinstance(piece, Exception):
+                raise piece
+            break
+        return b"".join(taken)
+
+    def close(self) -> None:
+        """End the connection, unless all was taken and it can serve again."""
+        self._pump.cancel()
+        self._response.close()
+
+    async def _run(self) -> None:
+        try:
+            while piece := await self._response.content.readany():
+                await self._pieces.put(piece)
+            await self._pieces.put(b"")
+        except Exception as error:  # raised where the pieces are taken
+            await self._pieces.put(error)
 
 
 def _begins(url: str, response: "ClientResponse", start: int, facts: Facts) -> int:
