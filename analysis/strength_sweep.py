@@ -70,8 +70,7 @@ def _range(bridge: Path) -> tuple[float, float]:
     """Return the volatilities that a bridge was trained over, a little widened for rounding."""
     from cellbridge.assembly.bridges import load_bridge
 
-    found = load_bridge(bridge, device="cpu")
-    low, high = (reg**0.5 / found.image_std for reg in found.reg)
+    low, high = load_bridge(bridge, device="cpu").sigma_range
     return 0.999 * low, 1.001 * high
 
 

@@ -76,4 +76,4 @@ def shared_plates(
 
 
 def _name(key: str) -> str:
-    return key if key in ("base", "bridge", *_GUIDES, _UNNAMED) else f"adapter of {key}"
+    return key if key in ("base", "bridge", "flow", *_GUIDES, _UNNAMED) else f"adapter of {key}"
