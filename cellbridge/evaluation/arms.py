@@ -1,11 +1,13 @@
 """From rows of stores to what an evaluation scores: the arms of one target, its truth, and its draws of real cells."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cellbridge.baselines.imitation import imitate
@@ -66,9 +68,10 @@ def arms_of(sights: Sights, comparison: Comparison, truth: Truth | None, *, seed
         for model, rows in comparison.outputs.items()
     ]
     nulls, notes = _nulls(sights, comparison, models, blocks, seed=seed)
+    lot, unmade = _random_targets(sights, comparison, blocks, seed=seed)
     others, missing = _other_conditions(sights, comparison, blocks, seed=seed)
-    arms = [*models, *nulls, *others]
-    notes += missing
+    arms = [*models, *nulls, *lot, *others]
+    notes += [*unmade, *missing]
     if len(comparison.real):
         real_blocks = blocks_of_rows(reference.store, comparison.real)
         name = f"real {comparison.target} (floor)"
@@ -115,6 +118,40 @@ def _other_conditions(
         of_rows = blocks_of_rows(sights.unconditional.store, rows)
         arms.append(_arm("unconditional", "unconditional", "null", sights.unconditional, rows, of_rows, paired=False))
     return arms, notes
+
+
+def _random_targets(
+    sights: Sights, comparison: Comparison, blocks: Blocks, *, seed: int
+) -> tuple[list[Arm], list[str]]:
+    """Return, in place of each source cell, a real cell of the target on its plate: right in law, and of another cell."""
+    name = f"random {comparison.target} cell of the plate"
+    pool = np.unique(np.concatenate([comparison.real, comparison.reference, *comparison.floor]))
+    plates = sights.reference.store.plates
+    rows = by_lot(plates[comparison.sources], by_name(sights.reference.store, pool), plates, seed=seed)
+    if (rows < 0).any():
+        where = sorted(set(map(str, plates[comparison.sources[rows < 0]])))
+        return [], [
+            f"{name}: not computed: there is no real {comparison.target} cell on {', '.join(where)} in this split."
+        ]
+    arm = _arm("random_target", name, "null", sights.reference, rows, blocks)
+    return [replace(arm, of_target=True)], []
+
+
+def by_lot(wanted: NDArray[Any], pool: Rows, plates: NDArray[Any], *, seed: int) -> Rows:
+    """Draw a row of the pool for each wanted plate, each row of a plate as often as another or once more; -1 where the plate has none.
+
+    Parameters
+    ----------
+    plates : of every row that the pool may name.
+    """
+    rng = np.random.default_rng([seed, 16])
+    rows = np.full(len(wanted), -1, dtype=np.int64)
+    for plate in sorted(set(wanted)):
+        places, there = np.flatnonzero(wanted == plate), pool[plates[pool] == plate]
+        rounds = [rng.permutation(there) for _ in range(-(-len(places) // len(there)))] if len(there) else []
+        if rounds:
+            rows[places] = np.concatenate(rounds)[: len(places)]
+    return rows
 
 
 def drawn_rows(store: Store, rows: Rows, *, seed: int) -> Rows:

@@ -55,7 +55,7 @@ def _rows(
     sources = target.sample(target.require("copy"), extractor)
     rows = []
     for arm in target.arms:
-        if arm.paired and arm.key != "copy":
+        if arm.paired and arm.key != "copy" and not arm.of_target:
             found = effect_agreement(target.sample(arm, extractor), sources, real, control, **settings)
             rows.append({"key": arm.key, "name": arm.name, "kind": arm.kind} | _cells(found))
     halves = split_half(real, control, **settings)

@@ -45,7 +45,7 @@ def judge_overlap(target: Target) -> Part:
     others = _conditions(target)
     rows = []
     for arm in target.arms:
-        if arm.key.startswith(("imitation:", "template:")) or (not arm.paired and arm.kind != "real"):
+        if arm.key.startswith(("imitation:", "template:")) or (not arm.paired and arm.kind != "real") or arm.of_target:
             continue
         sample, logits = _scored(target, arm, name)
         row: dict[str, Any] = {"key": arm.key, "name": arm.name, "kind": arm.kind}

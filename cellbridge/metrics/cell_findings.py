@@ -5,16 +5,21 @@ from typing import Any
 
 from cellbridge.metrics.findings import NULLS, Case, Finding, number, percent
 
+CELL_NULLS = (*(key for key, _ in NULLS), "random_target")
+"""Null rows of every target that a model is to be nearer to each cell's truth than; a random cell of the target is no cell of its own."""
+
 
 def cell_by_cell(case: Case) -> Finding:
-    """Compare the error against each cell's counterfactual with that of copies, shifts and smoothing; where the truth is not known, say so."""
+    """Compare the error against each cell's counterfactual with that of copies, shifts, smoothing and other cells of the target; where the
+    truth is not known, say so.
+    """
     model, error = case.model, case.model.get("error")
     if error is None:
         return Finding("cell_by_cell", "truth per cell not known", "open", "The truth per cell is not known here.")
     if "not_computed" in error:
         words = f"Error per cell: not computed ({error['not_computed']})."
         return Finding("cell_by_cell", "truth per cell not known", "open", words)
-    against = {key: model["against"][key] for key, _ in NULLS if key in model["against"]}
+    against = {key: model["against"][key] for key in CELL_NULLS if key in model["against"]}
     lost = [case.rows[key]["name"] for key, found in against.items() if found["high"] >= 0]
     copy = case.rows["copy"]["error"]["value"] if "copy" in case.rows else None
     sentence = f"Error per cell {number(error)}" + (f" against {copy:.3f} for copying" if copy is not None else "")

@@ -34,6 +34,8 @@ class Arm:
     logits : of the classifier, (n, condition).
     blocks : the cells that are resampled together.
     paired : whether row i belongs to source cell i.
+    of_target : whether the images are real cells of the target though the arm is a null row: their hits and distances are those of the
+        row of real cells.
     """
 
     key: str
@@ -44,6 +46,7 @@ class Arm:
     logits: NDArray[np.floating]
     blocks: Blocks
     paired: bool = True
+    of_target: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def score_target(arms: Sequence[Arm], draws: Draws | None, *, truth: Truth | Non
 
 
 _FEWER = {"not_computed": "fewer cells than the other rows; distances are compared at one n only"}
+_REAL = {"not_computed": "these are real cells of the target, whose own row says it"}
 _TOO_FEW = {"not_computed": "too few real cells for three disjoint draws of the target and one of the control"}
 
 
@@ -174,6 +178,8 @@ def _bounds(draws: Draws, extractor: str) -> _Bounds:
 def _distance_columns(arm: Arm, draws: Draws, extractor: str, bounds: _Bounds) -> dict[str, Any]:
     if arm.kind == "real":
         found, closed = bounds.floor, "1 by definition: this row is the floor"
+    elif arm.of_target:
+        return dict.fromkeys(("frechet", "kernel", "gap_closed", "gap_closed_kernel"), _REAL)
     elif not arm.paired and len(arm.images) < len(draws.rows):
         return dict.fromkeys(("frechet", "kernel", "gap_closed", "gap_closed_kernel"), _FEWER)
     else:
@@ -204,6 +210,9 @@ def _hit_columns(arms: Sequence[Arm], judge: Judge) -> dict[str, dict[str, Any]]
     real = next((arm for arm in arms if arm.kind == "real"), None)
     columns: dict[str, dict[str, Any]] = {}
     for arm in arms:
+        if arm.of_target:
+            columns[arm.key] = {"target_hit": _REAL, "hit_relative": _REAL}
+            continue
         estimate = share(hits[arm.key], arm.blocks, **settings)
         columns[arm.key] = {"target_hit": estimate.to_dict(), "log_odds": float(odds[arm.key].mean())}
         if real is not None:
@@ -213,7 +222,7 @@ def _hit_columns(arms: Sequence[Arm], judge: Judge) -> dict[str, dict[str, Any]]
         away = {other.key: _seen_as_control(arm, other, judge) for other in arms if other.key == "copy" and arm.paired}
         columns[arm.key]["control_against"] = {key: found.to_dict() for key, found in away.items()}
         if arm.paired and arm.kind == "model":
-            others = [other.key for other in arms if other.paired and _compared(arm, other)]
+            others = [other.key for other in arms if other.paired and not other.of_target and _compared(arm, other)]
             for name, values in (("hit_against", hits), ("odds_against", odds)):
                 columns[arm.key][name] = {
                     key: paired_difference(values[arm.key], values[key], arm.blocks).to_dict() for key in others

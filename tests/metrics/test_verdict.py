@@ -68,6 +68,21 @@ def test_each_outcome_has_its_label(hits, errors, label):
     assert verdict.in_part is ("a part of" in label)
 
 
+@pytest.mark.parametrize("error", [0.3, 0.36])
+def test_what_is_no_nearer_than_a_random_cell_of_the_target_is_not_called_cell_by_cell(error):
+    rows = _rows(hits=_hits(0.8), errors=_errors(error))
+    rows[0]["against"]["random_target"] = _estimate(error - 0.35, 0.02)
+    rows.append({"key": "random_target", "name": "random taxol@1 cell of the plate", "kind": "null", "n": 100})
+    words = {"target": "taxol@1", "control": "DMSO", "separable": None, "evidence": _used(_hits(0.8))}
+    verdict = judge(rows, "model:m", **words)
+    lost = "not closer to the truth than: random taxol@1 cell of the plate." in " ".join(verdict.sentences)
+    assert lost is (error > 0.35)
+    if lost:
+        assert verdict.label == "shows the phenotype; no nearer to the truth than a null row"
+    else:
+        assert verdict.label == "carries the phenotype, cell by cell"
+
+
 def test_one_target_leaves_open_whether_the_condition_is_used():
     rows = [row for row in _rows(hits=_hits(0.8), errors=_errors(0.3)) if not row["key"].startswith("shuffled")]
     verdict = judge(rows, "model:m", target="taxol@1", control="DMSO", separable=None)

@@ -104,11 +104,26 @@ def test_every_arm_stands_at_one_n_with_hits_errors_and_distances(evaluation):
     assert count["n"] == 3  # wells
     rows = [row for row in rows if row["key"] != "count"]
     assert {row["n"] for row in rows if row["kind"] != "real"} == {64}
+    rows = [row for row in rows if row["key"] != "random_target"]
     assert {row["n_distance"] for row in rows} == {16}
     for row in rows:
         assert "value" in row["frechet"]
         assert row["target_hit"]["low"] is not None
         assert ("error" in row) == (row["kind"] != "real")
+
+
+def test_a_random_cell_of_the_target_on_the_same_plate_is_a_null_row_by_cell(evaluation):
+    """Real cells of the target: their hits and distances are those of the real row, and what they lack is to be these very cells."""
+    for target in TARGETS:
+        row, honest = _row(evaluation, "random_target", target), _row(evaluation, "model:honest", target)
+        assert (row["kind"], row["n"], row["name"]) == ("null", 64, f"random {target} cell of the plate")
+        assert row["error"]["value"] > 2 * honest["error"]["value"]
+        assert honest["against"]["random_target"]["high"] < 0
+        assert "random_target" not in honest["hit_against"]
+        for column in ("target_hit", "frechet", "kernel", "gap_closed"):
+            assert "real cells of the target" in row[column]["not_computed"]
+    cells = pd.read_parquet(evaluation["out"] / "cells.parquet")
+    assert (cells["Metadata_Arm"] == "random_target").sum() == 64 * len(TARGETS)
 
 
 def test_untouched_control_closes_none_of_the_gap_within_its_interval(evaluation):

@@ -119,7 +119,17 @@ def test_the_control_as_a_target_is_no_target_but_says_what_is_left_unchanged(fo
 
 def test_every_null_row_stands_in_the_table(forty):
     keys = [row["key"] for row in _target(forty["metrics"])["rows"]]
-    nulls = {"copy", "shift", "moments", "denoised", "unconditional", "count", "shuffled:model:honest", "real"}
+    nulls = {
+        "copy",
+        "shift",
+        "moments",
+        "denoised",
+        "random_target",
+        "unconditional",
+        "count",
+        "shuffled:model:honest",
+        "real",
+    }
     assert nulls | {"imitation:model:honest", "control:model:honest"} <= set(keys)
     assert "target_hit" in next(row for row in _target(forty["metrics"])["rows"] if row["key"] == "unconditional")
 
