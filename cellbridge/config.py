@@ -396,7 +396,7 @@ class BridgeConfig(Section):
 
     solver: Literal["auto", "mixture", "neural"] = "auto"
     """`mixture`: a Gaussian-mixture potential; `neural`: a network on top of one for either direction; `auto`: the better of both by
-    held-out energy distance plus the residual of -I / reg."""
+    held-out energy distance plus how far its plan is from optimal."""
     budget_seconds: float = Field(default=60.0, gt=0.0)
     """Processor seconds of the fit, all threads together."""
     components: tuple[PositiveInt, ...] = Field(default=(1, 2, 3, 4, 5, 6, 8, 12, 16, 24), min_length=1)
@@ -414,10 +414,10 @@ class BridgeConfig(Section):
 class TransportConfig(Section):
     """How the cells of a plate are coupled."""
 
-    cost: Literal["principal", "projection", "pixels"] = "principal"
-    """½|x - y|² of: leading components of the images, whitened by each plate's control cells; a random projection of them; the images."""
-    components: PositiveInt = Field(default=32, le=256)
-    """Of `principal`."""
+    cost: Literal["principal", "whitened", "projection", "pixels"] = "principal"
+    """½|x - y|² of: the control's leading components; these whitened by each plate's control cells; a random projection; the pixels."""
+    components: PositiveInt = Field(default=128, le=256)
+    """Of `principal` and `whitened`."""
     width: PositiveInt = Field(default=256, le=4096)
     """Of `projection`."""
     stratum: int = Field(default=1024, ge=2)
@@ -444,10 +444,13 @@ class ImageBridgeConfig(Section):
     sigma_rel: float | tuple[float, float] = (0.05, 0.4)
     """Volatility over the pixels' standard deviation: how much of the cell need not be kept. Of a range the network learns all, and
     `translate` chooses."""
-    coupling: Literal["ot", "independent"] = "ot"
-    """Of the pairs of a plate: at least cost, or by lot (bridge matching)."""
+    coupling: Literal["ot", "independent", "gaussian"] = "ot"
+    """Of the pairs: of a plate at least cost; of a plate by lot (bridge matching); or, to each real cell, one that the bridge between
+    Gaussians of the same moments leads from, or to."""
     align: bool = False
     """Turn the target of a pair to the nearest of its eight orientations."""
+    modes: int = Field(default=128, ge=0, le=1024)
+    """Leading modes of the images on which the network starts from whole covariances; 0: from one variance a channel."""
     train: Literal["full", "lora", "scratch"] = "full"
     """All weights of the base; an adapter with the first and last layer, the time embedding and the rows of the conditions; or none of it."""
     clock: Literal["endpoint", "noise", "elapsed"] = "endpoint"

@@ -13,8 +13,9 @@ from cellbridge.errors import ConfigError
 from cellbridge.runtime import generator as make_generator
 from cellbridge.typing import Images, Labels
 
-EpochRows = Callable[[int], tuple[Any, Any]]
-"""Epoch → rows of the sources and rows of the targets, (pair,) each, whole numbers: arrays or tensors."""
+EpochRows = Callable[[int], tuple[Any, ...]]
+"""Epoch → rows of the sources, rows of the targets and, if it chooses that too, how each target is turned (see `augment.dihedral`) before
+the pair is; (pair,) each, whole numbers: arrays or tensors."""
 
 _ELEMENTS = 8
 
@@ -100,27 +101,31 @@ class PairSource:
         fields = (whole.source, whole.target, whole.labels, whole.weights, whole.source_rows, whole.target_rows)
         return PairedBatch(*(field[part] for field in fields), step, micro)
 
-    def rows(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the rows of the sources and of the targets that a step sees, in order: (batch_size,) each, int64, on the CPU."""
+    def rows(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows of the sources and of the targets that a step sees and how the targets are turned: (batch_size,) each, int64, on the CPU."""
         start, stop = step * self.batch_size, (step + 1) * self.batch_size
         parts = []
         while start < stop:
             epoch, offset = divmod(start, self.count)
             parts.append(self._shuffled(epoch)[:, offset : offset + stop - start])
             start += parts[-1].shape[1]
-        source, target = torch.cat(parts, 1)
-        return source, target
+        source, target, turns = torch.cat(parts, 1)
+        return source, target, turns
 
-    def images(self, source: Tensor, target: Tensor, generator: Generator | None) -> tuple[Images, Images]:
+    def images(
+        self, source: Tensor, target: Tensor, generator: Generator | None, *, turns: Tensor | None = None
+    ) -> tuple[Images, Images]:
         """Return the images of pairs, aligned and turned as in training.
 
         Parameters
         ----------
         source, target : (pair,), rows in the data.
-        generator : on the data's device; None leaves the images as stored, but for the alignment.
+        generator : on the data's device; None leaves the images as stored, but for turns and alignment.
+        turns : (pair,), how each target is turned before.
         """
         still = torch.zeros(len(source), dtype=torch.int64, device=self.data.device)
-        pair = [self.data.batch(rows, generator, elements=still) for rows in (source, target)]
+        sides = ((source, still), (target, still if turns is None else turns.to(self.data.device)))
+        pair = [self.data.batch(rows, generator, elements=elements) for rows, elements in sides]
         if self.align:
             pair[1] = nearest_orientation(*pair)
         if generator is None:
@@ -130,20 +135,22 @@ class PairSource:
 
     def _whole(self, step: int) -> PairedBatch:
         device = self.data.device
-        source, target = (rows.to(device) for rows in self.rows(step))
+        source, target, turns = (rows.to(device) for rows in self.rows(step))
         noise = make_generator(device, "augment pairs", self.seed, step) if self.augment else None
-        images = self.images(source, target, noise)
+        images = self.images(source, target, noise, turns=turns)
         return PairedBatch(*images, self.data.labels[target], self._weights[target], source, target)
 
     def _shuffled(self, epoch: int) -> Tensor:
-        """Return the pairs of an epoch in the order of training: (2, pair), int64."""
+        """Return sources, targets and turns of an epoch in the order of training: (3, pair), int64."""
         if self._epoch is None or self._epoch[0] != epoch:
             sides = [torch.as_tensor(rows, dtype=torch.int64, device="cpu") for rows in self._pairs(epoch)]
             found = [len(side) for side in sides]
-            if found != [self.count, self.count]:
+            if set(found) != {self.count}:
                 raise ConfigError(
-                    f"epoch {epoch} has {found} sources and targets, expected {self.count} pairs of rows."
+                    f"epoch {epoch} has {found[:2]} sources and targets, expected {self.count} pairs of rows."
                 )
+            if len(sides) == 2:
+                sides.append(torch.zeros(self.count, dtype=torch.int64))
             order = torch.randperm(self.count, generator=make_generator("cpu", "pair order", self.seed, epoch))
             self._epoch = (epoch, torch.stack(sides)[:, order])
         return self._epoch[1]
