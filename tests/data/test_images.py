@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellbridge.data.images import digest, read_crop, read_plane, require_all
+from cellbridge.data.images import digest, file_md5, read_crop, read_plane, require_all
+from cellbridge.data.planes import Plane
 from cellbridge.errors import ImageError
 
 FORMS = {"raw": {}, "zlib": {"compression": "zlib"}, "lzw": {"compression": "lzw"}, "tiled": {"tile": (64, 64)}}
@@ -116,3 +117,33 @@ def test_all_problems_are_counted_and_five_are_shown() -> None:
 def test_a_digest_depends_on_pixels_alone() -> None:
     image = picture()
     assert digest(image) == digest(np.asfortranarray(image)) != digest(image + 1)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.bmp"])
+def test_png_and_bmp_are_read_to_the_count_and_refused_when_cut(name: str, tmp_path: Path) -> None:
+    import imagecodecs
+
+    encode = imagecodecs.png_encode if name == "x.png" else imagecodecs.bmp_encode
+    (tmp_path / name).write_bytes(encode(picture(np.uint8)))
+    np.testing.assert_array_equal(read_plane(tmp_path / name, full_scale=255), picture(np.uint8))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    with pytest.raises(ImageError, match="truncated"):
+        read_plane(tmp_path / name, full_scale=255)
+
+
+@pytest.mark.parametrize(("index", "message"), [((3,), "the file has 3"), ((0, 1), "no such page")])
+def test_a_page_that_is_not_there_is_refused(index: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", np.stack([picture()] * 3), photometric="minisblack")
+    with pytest.raises(ImageError, match=message):
+        read_plane(Plane(tmp_path / "x.tif", index), full_scale=65535)
+
+
+def test_a_file_has_the_md5_of_its_table_and_a_half_copied_one_is_told_of(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", picture())
+    md5 = file_md5(tmp_path / "x.tif")
+    read_plane(tmp_path / "x.tif", full_scale=65535, md5=md5.upper())
+    with pytest.raises(ImageError, match=r"x\.tif: md5 .* is not the table's 0{32}"):
+        read_plane(tmp_path / "x.tif", full_scale=65535, md5="0" * 32)
+    (tmp_path / "x.tif").rename(tmp_path / "x.tif.part")
+    with pytest.raises(ImageError, match=r"no such file, only x\.tif\.part, a copy that was not finished"):
+        read_plane(tmp_path / "x.tif", full_scale=65535)

@@ -27,7 +27,7 @@ def write(folder: Path, **changes: object) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["template", "bbbc021_cells"])
+@pytest.mark.parametrize("name", sorted(file.parent.name for file in SHIPPED.glob("*/manifest.yaml")))
 def test_every_shipped_manifest_is_valid_and_has_licence_and_citation(name: str) -> None:
     manifest, _ = read_manifest(SHIPPED / name)
     assert manifest.licence
@@ -72,6 +72,15 @@ def test_a_channel_that_only_segmentation_needs_is_read_but_not_stored(tmp_path:
         ({"tables": []}, "no table is listed"),
         ({"kind": "hcs"}, "kind"),
         ({"control": "DMSO"}, "control"),
+        ({"only": ["B03"]}, "only"),
+        ({"constants": {"Plate": "p"}}, "constants"),
+        ({"channel_names": {"1": "Hoechst"}}, 'channel_names "Hoechst" is not one of the channels'),
+        ({"kind": "pattern", "folders": ["x"]}, "give both or neither"),
+        ({"kind": "pattern", "folders": ["x"], "pattern": "("}, "is no regular expression"),
+        ({"kind": "ome_zarr"}, "folders is missing"),
+        ({"kind": "benchmark_crops"}, "give both or neither"),
+        ({"metadata_tables": [{"table": "x.csv"}]}, "metadata_tables.0.keys"),
+        ({"metadata_tables": [{"table": "x.csv", "keys": {"a": "b"}, "column": ["c"]}]}, 'Did you mean "columns"'),
         ({"plate_format": 100}, "plate_format"),
         ({"bits": 32}, "bits"),
     ],
@@ -90,6 +99,17 @@ def test_yaml_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) ->
     with pytest.raises(ManifestError, match="not plain YAML"):
         read_manifest(file)
     assert not canary.exists()
+
+
+def test_a_table_may_lie_beside_the_manifest_but_not_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "data").mkdir()
+    manifest, root = read_manifest(write(tmp_path / "set"), root=tmp_path / "data")
+    assert manifest.locate("manifest:wells.csv", root, where="t") == tmp_path / "set/wells.csv"
+    assert manifest.locate("wells.csv", root, where="t") == tmp_path / "data/wells.csv"
+    for name in ("manifest:../x.csv", "../x.csv", "manifest:/etc/passwd"):
+        with pytest.raises(ManifestError, match="outside the root"):
+            manifest.locate(name, root, where="t")
 
 
 def test_a_missing_manifest_or_root_is_named(tmp_path: Path) -> None:
