@@ -231,7 +231,7 @@ def _tar_members(archive: Path, budget: _Budget, names: _Names, into: Path) -> I
         raw.seek(0)
         opener = next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
         stream = _Metered(raw if opener is None else opener(raw), budget)
-        with tarfile.open(fileobj=stream, mode="r:") as opened:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=stream, mode="r:") as opened:
             for info in opened:
                 budget.count()
                 if not (info.isreg() or info.isdir()) or info.issparse():
@@ -244,7 +244,7 @@ def _tar_members(archive: Path, budget: _Budget, names: _Names, into: Path) -> I
                 content = opened.extractfile(info)
                 assert content is not None
                 yield name, content
-                opened.members = []  # or every header stays in memory
+                setattr(opened, "members", [])  # noqa: B010 - or every header stays in memory
         while stream.read(_BLOCK):  # to the end, where the compressed stream's own checksum stands
             pass
 

@@ -103,7 +103,7 @@ def _open(config: Config) -> "tuple[Manifest, Place]":
     return manifest, Place(Path(os.path.abspath(file)), root)
 
 
-def _scene(config: Config, root: Path) -> "Scene":
+def _scene(config: Config, place: "Place") -> "Scene":
     from cellbridge.data.fetch.crew import Crew
     from cellbridge.data.fetch.ledger import Ledger
     from cellbridge.data.fetch.plan import Scene
@@ -112,7 +112,7 @@ def _scene(config: Config, root: Path) -> "Scene":
 
     access = Access(config.timeout_s, s3_anonymous=config.s3_anonymous, s3_endpoint=config.s3_endpoint)
     patience = Patience(config.attempts, first_wait_s=config.first_wait_s)
-    return Scene(root, Remotes(access), Ledger(root), Crew(config.workers), patience, verify=config.verify)
+    return Scene(place, Remotes(access), Ledger(place.root), Crew(config.workers), patience, verify=config.verify)
 
 
 def _rehearse(config: Config, manifest: Manifest, place: "Place", selection: "Selection") -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _rehearse(config: Config, manifest: Manifest, place: "Place", selection: "Se
     from cellbridge.data.fetch.items import listed_files
 
     assert manifest.fetch is not None
-    scene = _scene(config, place.root)
+    scene = _scene(config, place)
     plans = [_planned(listed_files(manifest.fetch, place, selection), scene, what="files", record=False)]
     lists_more = bool(manifest.fetch.tables) or manifest.fetch.images
     waits = lists_more and bool(plans[0].wanted)
@@ -142,7 +142,7 @@ def _fetch(config: Config, manifest: Manifest, place: "Place", selection: "Selec
     from cellbridge.data.fetch.items import listed_files
 
     assert manifest.fetch is not None
-    scene = _scene(config, place.root)
+    scene = _scene(config, place)
     plans = [_planned(listed_files(manifest.fetch, place, selection), scene, what="files")]
     _carry_out(plans[0], manifest, scene)
     if manifest.fetch.tables or manifest.fetch.images:
@@ -245,7 +245,7 @@ def _place(
             scene.ledger.add(wanted.item, sums)
         else:
             _unpack(wanted.item, sums, manifest, scene)
-    except FetchError as error:
+    except (FetchError, ManifestError) as error:
         problems.append(error)
         return False
     return True
@@ -264,8 +264,10 @@ def _unpack(item: "Item", sums: dict[str, str], manifest: Manifest, scene: "Scen
     folder.mkdir(parents=True)
     try:
         members = archives.unpack(partial.data, folder, limits=limits, what=item.url)
+        for name in members:
+            scene.place.path(f"{item.unpack}/{name}", where=item.url)
         archives.publish(folder, target, members, known=scene.ledger.members_of(item), what=item.url)
-    except FetchError:
+    except (FetchError, ManifestError):
         partial.discard()  # what was refused is not what the next run goes on from
         raise
     finally:

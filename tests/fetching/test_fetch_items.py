@@ -200,6 +200,30 @@ def test_a_folder_of_this_machine_comes_with_all_below_it(tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.parametrize("name", [".fetch/fetched.jsonl", ".Fetch/x", "manifest.yaml"])
+def test_no_file_of_a_folder_takes_the_place_of_the_record_or_the_manifest(tmp_path: Path, name: str) -> None:
+    (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "source" / name).write_text("evil")
+    manifest = write_manifest(tmp_path / "set", {"url": "../source", "files": [{"path": "./"}]}, root=".")
+    before = manifest.read_bytes()
+    with pytest.raises(ManifestError, match="is a place that fetch keeps for itself"):
+        fetch(manifest)
+    assert visible(manifest.parent) == {"manifest.yaml": before}
+
+
+def test_a_plane_of_a_zarr_array_brings_its_folder(tmp_path: Path) -> None:
+    for name in ("crops.zarr/zarr.json", "crops.zarr/images/c/0/0", "cells.csv"):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_text(name)
+    rows = [f"crops.zarr/images[{n}],P1,A01,DMSO,{'0' * 32}" for n in range(3)]
+    header = "path,Metadata_Plate,Metadata_Well,Metadata_Compound,md5"
+    (tmp_path / "source" / "cells.csv").write_text("\n".join([header, *rows]))
+    section = {"url": "../source", "files": [{"path": "cells.csv"}], "images": True}
+    changes = {"kind": "crops", "tables": ["cells.csv"], "control": "Metadata_Compound=DMSO"}
+    fetch(write_manifest(tmp_path / "set", section, **changes))
+    assert visible(tmp_path / "set" / "data") == visible(tmp_path / "source")
+
+
 def test_the_source_is_left_as_it_is(tmp_path: Path) -> None:
     manifest = plates(tmp_path, urls=False)
     before = visible(tmp_path / "source")

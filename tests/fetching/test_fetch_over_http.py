@@ -18,7 +18,7 @@ from small_set import fetch, noise, partials, visible, write_manifest
 from cellbridge import cli
 from cellbridge.data.fetch import http, plan, transfer
 from cellbridge.data.fetch.remotes import TryAgain
-from cellbridge.errors import FetchError, ManifestError, ResourceError, RunError
+from cellbridge.errors import FetchError, ManifestError, ResourceError, RunError, StoppedBySignal
 
 A = noise(300_000)
 
@@ -383,6 +383,36 @@ def test_a_hostile_archive_leaves_nothing_and_the_other_files_come(server: Fault
     assert visible(root_of(manifest)) == {"a": A}
     assert not list(tmp_path.rglob("evil"))
     assert partials(root_of(manifest)) == []
+
+
+@pytest.mark.parametrize("name", [".fetch/fetched.jsonl", "manifest.yaml"])
+def test_no_archive_writes_the_record_or_the_manifest(server: FaultyServer, tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "z", "w") as archive:
+        archive.writestr(name, "evil")
+    server.files["z.zip"] = (tmp_path / "z").read_bytes()
+    manifest = manifest_of(server, tmp_path, {"path": "z.zip", "unpack": "."})
+    with pytest.raises(FetchError, match="is a place that fetch keeps for itself"):
+        fetch(manifest, root=manifest.parent)
+    assert "evil" not in "".join(path.read_text() for path in manifest.parent.rglob("*") if path.is_file())
+
+
+def test_an_interrupt_says_that_the_same_command_goes_on(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files |= {f"f{n}": b"x" for n in range(40)}
+    manifest = manifest_of(server, tmp_path, *({"path": f"f{n}"} for n in range(40)))
+
+    def interrupted(*arguments: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cellbridge.stages.fetch._place", interrupted)
+        with pytest.raises(StoppedBySignal, match="the same command goes on") as stopped:
+            fetch(manifest)
+    assert stopped.value.exit_code == 130
+    assert sum(method == "GET" for method, _, _ in server.log) < 20  # what waited was not begun
+    fetch(manifest)
+    assert len(visible(root_of(manifest))) == 40
 
 
 def test_two_at_once_do_not_fetch_to_one_place(server: FaultyServer, tmp_path: Path) -> None:

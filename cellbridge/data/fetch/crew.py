@@ -1,7 +1,7 @@
 """Several files at a time: threads that stop together, and a count of bytes that all of them share."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -41,7 +41,9 @@ class Crew:
         if self._stop.wait(seconds) if seconds else self._stop.is_set():
             raise Stopped
 
-    def each(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Outcome[Task, Result]]:
+    def each(
+        self, work: Callable[[Task], Result], tasks: Iterable[Task]
+    ) -> Generator[Outcome[Task, Result], None, None]:
         """Yield what comes of every task, as it comes; when the loop over it is left, the tasks that run end at their next pause."""
         waiting = iter(tasks)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="fetch") as pool:

@@ -54,7 +54,7 @@ class Place:
             raise ManifestError(f"{where}: {text!a} has invisible letters. Write a plain path.")
         path = resolve_path(text, self.root, where=where)
         relative = path.relative_to(self.root).as_posix()
-        if PurePosixPath(relative).parts[:1] == (STATE,) or path == self.file:
+        if relative.partition("/")[0].casefold() == STATE or path == self.file:
             raise ManifestError(f'{where}: "{text}" is a place that fetch keeps for itself. Choose another path.')
         return relative
 
@@ -150,7 +150,8 @@ def images_of(manifest: Manifest, section: Fetch, place: Place, selection: Selec
         for file, md5 in files:
             path, is_folder = _whole_array(place.path(str(file), where=row.where))
             url = _url_of(path, manifest, section, place, where=row.where)
-            items.append(Item(url, path, row.where, sums={"md5": md5} if md5 else {}, is_folder=is_folder))
+            sums = {"md5": md5} if md5 and not is_folder else {}
+            items.append(Item(url, path, row.where, sums=sums, is_folder=is_folder))
     return items
 
 
@@ -211,7 +212,7 @@ def _local_path(base: str, text: str, *, place: Place, where: str) -> str:
 
 
 def _item_of(row: Mapping[str, str], given: FileTable, section: Fetch, place: Place, *, where: str) -> Item:
-    sums = {}
+    sums: dict[str, str] = {}
     for name, column, length in (("sha256", given.sha256, 64), ("md5", given.md5, 32)):
         text = row[column].lower() if column else ""
         if text and (len(text) != length or set(text) - set("0123456789abcdef")):

@@ -1,6 +1,5 @@
 """What is here and right already, what is to come, how much that is and how long it may take: known before the first byte is kept."""
 
-import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cellbridge.data.fetch.crew import Crew
-from cellbridge.data.fetch.items import STATE, Item
+from cellbridge.data.fetch.items import STATE, Item, Place
 from cellbridge.data.fetch.ledger import Ledger
 from cellbridge.data.fetch.remotes import Facts, Remotes, TryAgain
 from cellbridge.data.fetch.transfer import RESERVE_BYTES, Partial, Patience, file_sums, patiently, satisfies
@@ -94,16 +93,21 @@ class Scene:
 
     Parameters
     ----------
-    root : where the data set goes.
+    place : where the manifest stands, and where the data set goes.
     verify : whether files are read again that the record, size and time show to be right.
     """
 
-    root: Path
+    place: Place
     remotes: Remotes
     ledger: Ledger
     crew: Crew
     patience: Patience
     verify: bool = False
+
+    @property
+    def root(self) -> Path:
+        """Where the data set goes."""
+        return self.place.root
 
     def partial(self, item: Item) -> Partial:
         """Return where a file gathers before it is whole."""
@@ -116,6 +120,7 @@ def expand(items: Iterable[Item], scene: Scene) -> tuple[list[Item], dict[str, F
     Raises
     ------
     FetchError : a folder cannot be listed.
+    ManifestError : a file of it would leave the root, or take a place that fetch keeps for itself.
     """
     files: list[Item] = []
     facts: dict[str, Facts] = {}
@@ -124,11 +129,7 @@ def expand(items: Iterable[Item], scene: Scene) -> tuple[list[Item], dict[str, F
             files.append(item)
             continue
         for name, said in sorted(_listed(item, scene).items()):
-            if ".." in name.split("/") or name.startswith("/"):
-                raise FetchError(
-                    f"{item.url}: lists a file {name!a}, which leaves its folder. Fetch its files one by one."
-                )
-            path = os.path.normpath(f"{item.path}/{name}")
+            path = scene.place.path(f"{item.path}/{name}", where=item.url)
             files.append(replace(item, url=f"{item.url.rstrip('/')}/{name}", path=path, is_folder=False))
             facts[path] = said
     return files, facts
