@@ -14,10 +14,10 @@ import tifffile
 import yaml
 
 from cellbridge.cli import main
+from cellbridge.data.annotation import condition_of
 from cellbridge.data.catalogue import read_catalogue
 from cellbridge.data.images import file_md5
 from cellbridge.data.manifest import read_manifest
-from cellbridge.data.store import condition_of as stored_condition
 
 CHANNELS = ("DNA", "ER", "AGP")
 FORMS: list[dict[str, Any]] = [{}, {"compression": "zlib"}, {"compression": "lzw"}]
@@ -134,8 +134,7 @@ def test_row_19_and_33_awkward_names_stay_the_same_texts(tmp_path: Path) -> None
     found = {row.metadata["Metadata_Compound"] for row in rows}
     assert found == {control, *awkward}
     assert {row.plate for row in rows} == {"0001053597806"}
-    named = {stored_condition(name, "", control=control).compound for name in awkward if not name.startswith("@")}
-    assert named == {name for name in awkward if not name.startswith("@")}
+    assert {condition_of(row, control=control).compound for row in rows} == found
     assert tree(folder) == before  # row 37
 
 

@@ -122,11 +122,10 @@ def test_bbbc022_names_are_understood_by_the_expression_that_is_shipped(real_dat
 
     manifest, _ = read_manifest(SHIPPED / "bbbc022", root=real_data)
     names = [f"BBBC022_v1_images_20585w1/{file.name}" for file in (real_data / "bbbc022_dna").glob("*_w1*.tif")]
-    found = sorted(re.fullmatch(manifest.pattern or "", name).groupdict().items() for name in names)  # type: ignore[union-attr]
-    assert [dict(groups)["site"] for groups in found] == ["1", "2", "3"]
-    assert {(dict(groups)["plate"], dict(groups)["well"], dict(groups)["channel"]) for groups in found} == {
-        ("20585", "A01", "1")
-    }
+    matches = [re.fullmatch(manifest.pattern or "", name) for name in names]
+    groups = [match.groupdict() for match in matches if match is not None]
+    assert sorted(group["site"] for group in groups) == ["1", "2", "3"]
+    assert {(group["plate"], group["well"], group["channel"]) for group in groups} == {("20585", "A01", "1")}
 
 
 @pytest.mark.parametrize(
