@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cellbridge.assembly.bases import Model
+from cellbridge.assembly.bridges import Bridge
 from cellbridge.assembly.solving import (
     NO_GUIDES,
     Guides,
@@ -27,10 +28,7 @@ from cellbridge.translators.schroedinger import Schroedinger, Span
 from cellbridge.translators.sdedit import Sdedit
 from cellbridge.translators.translator import Translator
 
-if TYPE_CHECKING:
-    from cellbridge.assembly.bridges import Bridge
-
-_SPAN_NAMES = {"independent": "bridge matching", "ot": "OT-coupled bridge"}
+_SPAN_NAMES = {"independent": "bridge matching", "ot": "OT-coupled bridge", "gaussian": "Gaussian-coupled bridge"}
 """Coupling → what results call a bridge that was fitted to it."""
 
 TRANSLATORS = {"bridge": Schroedinger, "ddib": Ddib, "sdedit": Sdedit}
@@ -165,7 +163,7 @@ class JoinedBridges:
         return 0 if source == target else sum(condition != self.control for condition in (source, target))
 
 
-def join_bridges(bridges: "Sequence[Bridge]", paths: Sequence[Path], *, sigma_rel: float | None) -> JoinedBridges:
+def join_bridges(bridges: Sequence[Bridge], paths: Sequence[Path], *, sigma_rel: float | None) -> JoinedBridges:
     """Put bridges side by side, all at one volatility over the pixels' standard deviation, or each at the middle of its own.
 
     Raises

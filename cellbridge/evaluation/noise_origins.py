@@ -26,6 +26,8 @@ def origin_of(info: StoreInfo) -> str:
     """Return in words where the x_T of a store's images came from, as its attributes say: "N(0, I)", "inverted", "prior (field)" …"""
     config = info.attributes.get("config")
     x_T = config.get("x_T") if isinstance(config, dict) else None
+    if isinstance(config, dict) and config.get("method", "ddib") != "ddib":
+        return f"none ({config['method']})"
     if x_T is None:
         x_T = "fresh" if "generated" in info.attributes else "inverted" if "share_clipped" in info.attributes else "?"
     if str(x_T).startswith("prior:"):

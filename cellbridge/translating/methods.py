@@ -8,6 +8,7 @@ import torch
 
 from cellbridge import assembly
 from cellbridge.assembly import Base, Model
+from cellbridge.assembly.bridges import load_bridge, require_bridge_fits
 from cellbridge.baselines.flow import ControlFlow
 from cellbridge.conditions import Condition
 from cellbridge.config import SolverConfig, prior_run
@@ -164,8 +165,6 @@ def _of_prior(config: Config, of: Callable[..., Any], key: str) -> dict[str, Any
 
 def _open_bridge(config: Config, info: StoreInfo, asked: Asked, device: torch.device) -> Opened:
     """Open bridges between images that share a control."""
-    from cellbridge.assembly.bridges import load_bridge, require_bridge_fits
-
     bridges = [load_bridge(path, device=device) for path in config.bridge]
     for bridge in bridges:
         require_bridge_fits(bridge.card, info)
