@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def flow_cells(
         noise_probability=recipe.noise_probability,
         accumulation=training.accumulation,
     )
-    order = {
+    order: dict[str, Any] = {
         "batch_size": training.batch_size,
         "accumulation": training.accumulation,
         "seed": training.seed,
@@ -98,7 +99,9 @@ class _WithinPlates:
     def __init__(self, names: np.ndarray, plates: np.ndarray, card: FlowCard, *, across_plates: bool, seed: int):
         self._sources = np.flatnonzero(names == card.network.control)
         self._targets = np.flatnonzero(np.isin(names, card.targets))
-        sides = [Cells(torch.zeros(len(at), 0), plates[at], names[at]) for at in (self._sources, self._targets)]
+        sides = [
+            Cells(torch.zeros(len(at), 0), list(plates[at]), list(names[at])) for at in (self._sources, self._targets)
+        ]
         self._drawn = EpochPairs(*sides, solve=None, seed=seed, across_plates=across_plates)
         self.notes = self._drawn.notes
         self.count = sum(len(stratum.sources) for stratum in self._drawn.strata)
