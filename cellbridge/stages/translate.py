@@ -163,7 +163,7 @@ def _summary(
 ) -> dict[str, Any]:
     if not processes.is_main():
         return {}
-    found = {
+    found: dict[str, Any] = {
         "store": str(out),
         "cells": cells,
         "targets": [target.name for target in making.targets],
@@ -177,4 +177,4 @@ def _summary(
     if config.trajectories:
         found["trajectories"] = str(trajectories(out))
         found["pictures"] = [str(picture) for picture in pictures(out)]
-    return found | opened.notes
+    return found | dict(opened.notes)

@@ -93,7 +93,9 @@ def _open_with_base(config: Config, info: StoreInfo, asked: Asked, device: torch
     chosen: dict[str, Any] = {"source": asked.source, "solver": solver, "targets": targets, "guides": guides}
     if ddib:
         chosen["x_T"] = _origin(config, base, models, targets)
-    translator = assembly.build_translator(config.method, models, strength=strength, name=config.name, **chosen)
+    translator = assembly.build_translator(
+        "ddib" if ddib else "sdedit", models, strength=strength, name=config.name, **chosen
+    )
     behind = [*([asked.source] if ddib else []), *targets]
     return Opened(
         translator,
@@ -172,12 +174,18 @@ def _open_bridge(config: Config, info: StoreInfo, asked: Asked, device: torch.de
     chosen = config.bridge_solver
     targets = _over_bridge(asked, [joined.control, *joined.spans])
     legs = max(joined.legs(asked.source, target) for target in targets)
-    solver = {"way": chosen.flow, "grid": chosen.grid, "step": chosen.step}
     steps = chosen.steps
     if config.nfe is not None and legs:
         steps = assembly.most_steps(config.nfe, lambda n: legs * n * CALLS_A_STEP[chosen.flow], fewest=1)
-    name = config.name or joined.name
-    translator = Schroedinger(joined.spans, joined.control, steps=steps, name=name, **solver)
+    translator = Schroedinger(
+        joined.spans,
+        joined.control,
+        way=chosen.flow,
+        steps=steps,
+        grid=chosen.grid,
+        step=chosen.step,
+        name=config.name or joined.name,
+    )
     own = [target.name for target in targets if target == asked.source]
     return Opened(
         translator,
