@@ -1,12 +1,12 @@
 """One image per cell: cut around the nucleus, or out of a ready-made crop, and resampled to the store's size."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy import ndimage
 
 from cellbridge.data.segmentation import Objects, mask_of
 from cellbridge.errors import ImageError
@@ -59,9 +59,11 @@ def choose_cells(objects: Objects, *, nucleus_px: float, crop_px: int, choice: C
     """
     nuclei = objects.nuclei
     count = int(nuclei.max())
-    areas = np.bincount(nuclei.ravel(), minlength=count + 1)
-    present = np.flatnonzero(areas[1:]) + 1
-    centres = np.asarray(ndimage.center_of_mass(nuclei > 0, nuclei, present), dtype=np.float64).reshape(-1, 2)
+    places = np.nonzero(nuclei)
+    labels = nuclei[places]
+    areas = np.bincount(labels, minlength=count + 1)
+    present = np.flatnonzero(areas)
+    centres = np.stack([np.bincount(labels, place)[present] / areas[present] for place in places], axis=1)
     at_edge = set(np.concatenate([nuclei[0], nuclei[-1], nuclei[:, 0], nuclei[:, -1]]).tolist())
     touched = neighbours(objects.cells)
     typical = np.pi / 4 * nucleus_px**2
@@ -100,7 +102,7 @@ def _inside(centre: Array, crop_px: int, shape: tuple[int, ...]) -> bool:
 
 def corner(centre: Array, crop_px: int) -> tuple[int, int]:
     """Return the first row and column of a crop around a centre, rounded half up."""
-    row, column = np.floor(np.asarray(centre, dtype=np.float64) - (crop_px - 1) / 2 + 0.5).astype(int).tolist()
+    row, column = (math.floor(float(place) - (crop_px - 1) / 2 + 0.5) for place in centre)
     return row, column
 
 

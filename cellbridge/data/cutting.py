@@ -30,6 +30,7 @@ class Looking:
     Parameters
     ----------
     light : take what the light is estimated from.
+    code : the hash of the program, of which other versions make other pieces.
     """
 
     rows: Sequence[ImageRow]
@@ -37,11 +38,12 @@ class Looking:
     full_scale: int
     light: bool
     pieces: Pieces
+    code: str = field(default_factory=code_sum)
 
     def fingerprint(self, number: int) -> str:
         """Return what the piece of a field is made from."""
         row = self.rows[number]
-        return fingerprint("look", code_sum(), _files(row), row.where, self.channels, self.full_scale, self.light)
+        return fingerprint("look", self.code, _files(row), row.where, self.channels, self.full_scale, self.light)
 
     def __call__(self, number: int) -> None:
         made_from = self.fingerprint(number)
@@ -123,7 +125,7 @@ class Cutting:
     flats: Flats
     source: KnownSource | None
     pieces: Pieces
-    plate_format: int = 384
+    code: str = field(default_factory=code_sum)
     _state: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -145,7 +147,8 @@ class Cutting:
         if self.source is not None:
             objects = [] if self.source.objects is None else stamps([self.source.objects])
             source = [self.source.sha256, objects, self.source.match_px]
-        return fingerprint("cut", code_sum(), manifest, asdict(self.geometry), source)
+        weights = [] if self.geometry.weights is None else stamps([Path(self.geometry.weights)])
+        return fingerprint("cut", self.code, manifest, asdict(self.geometry), weights, source)
 
     def fingerprint(self, number: int) -> str:
         """Return what the piece of a unit is made from."""
@@ -166,7 +169,8 @@ class Cutting:
             except ImageError as error:
                 problems.append(f"{row.where}: {error}")
         if not problems:
-            self.pieces.write(number, _packed(found), fingerprint=made_from)
+            dtype = np.dtype(np.uint8 if self.manifest.full_scale <= 255 else np.uint16)
+            self.pieces.write(number, _packed(found, dtype), fingerprint=made_from)
         return problems
 
     def cells(self, number: int) -> CellPiece:
@@ -222,7 +226,7 @@ def _identity(row: ImageRow, *, again: bool) -> list[str]:
     return [row.plate, row.well, row.site, *places]
 
 
-def _packed(found: Sequence[Extracted]) -> Piece:
+def _packed(found: Sequence[Extracted], dtype: np.dtype[Any]) -> Piece:
     rows = []
     for cells in found:
         empty = 0 if cells.masks is None else int((cells.masks == 0).all(axis=(1, 2)).sum())
@@ -236,7 +240,7 @@ def _packed(found: Sequence[Extracted]) -> Piece:
                 "bits": cells.bits,
             }
         )
-    counts = shards.encode(np.concatenate([cells.counts for cells in found]))
+    counts = shards.encode(np.concatenate([cells.counts for cells in found]), dtype)
     masks = [cells.masks for cells in found if cells.masks is not None]
     encoded = shards.encode(np.concatenate(masks)) if masks else None
     head = {"rows": rows, "counts": _told(counts), "masks": None if encoded is None else _told(encoded)}

@@ -14,7 +14,7 @@ from cellbridge.data.images import read_crop, require_md5
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.segmentation import Objects, segment
-from cellbridge.data.survey import Array, image_digest, read_field, surfaces
+from cellbridge.data.survey import Array, image_digest, read_field, saturated_at, surfaces
 from cellbridge.errors import ImageError, ManifestError
 
 NEIGHBOURS = "Neighbors_NumberOfNeighbors_Adjacent"
@@ -31,7 +31,7 @@ class Geometry:
     nucleus_px : typical nucleus diameter in the images; None where nothing is segmented.
     cell_reach : how far a cell may reach from its nucleus, in nucleus diameters; None leaves it to the segmentation.
     weights : a Cellpose model that finds the nuclei; None finds them by threshold and watershed.
-    saturated_at : the count from which a pixel is saturated.
+    saturated_at : the count from which a pixel of a field is saturated.
     """
 
     crop_px: int
@@ -163,11 +163,11 @@ def cell_of_crop(row: ImageRow, number: str, manifest: Manifest, geometry: Geome
     square = crops.centre_crop(image, crop_px=geometry.crop_px, what=what)[stored]
     counts = crops.resample(square[None], size_px=geometry.size_px)
     masks, debris = _mask_of_crop(image, manifest, geometry, what=what)
-    saturation = (square >= geometry.saturated_at).mean(axis=(1, 2))[None]
+    bits = int(np.bitwise_or.reduce(image, axis=None))
+    saturation = (square >= saturated_at([bits], full_scale=manifest.full_scale)).mean(axis=(1, 2))[None]
     found = quality.measure(counts, saturation=saturation, debris=debris)
     columns = {name: [value] for name, value in _described_crop(row, number).items()}
     columns |= found.columns(manifest.stains)
-    bits = int(np.bitwise_or.reduce(image, axis=None))
     whole = Extracted(columns, counts, masks, digest=image_digest(image), bits=bits)
     return _good(whole, found.reasons(geometry.limits))
 

@@ -26,6 +26,7 @@ def attributes(
     """Return the attributes of a store that was prepared from a data set, as JSON has them."""
     described = {key: getattr(manifest, key) for key in ("name", "description", "licence", "citation", "source")}
     settings = {key: value for key, value in config.items() if key not in _PLACES}
+    settings["segmentation"] = {key: value for key, value in config["segmentation"].items() if key != "cellpose"}
     found: dict[str, Any] = {
         "aliases": aliases(rows),
         "crop_px": geometry.crop_px,

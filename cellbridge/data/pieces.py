@@ -57,7 +57,7 @@ class Pieces:
     def write(self, number: int, piece: Piece, *, fingerprint: str) -> None:
         """Keep a piece; it appears whole or not at all. Several processes may write at once."""
         told = {"fingerprint": fingerprint, "parts": [len(part) for part in piece.body], "head": piece.head}
-        head = json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
+        head = json.dumps(told, ensure_ascii=False).encode()
         parts = [len(head).to_bytes(_LENGTH_BYTES, "little"), head, *piece.body]
         target = self.folder / f"{number:08d}"
         temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
@@ -151,6 +151,7 @@ def kept_beside(out: Path) -> Iterator[Path]:
     RunError : another process holds it.
     StoppedBySignal : the block was stopped.
     """
+    _folder_stamp.cache_clear()  # an array may have been changed since an earlier call in this process
     folder = out.with_name(f".{out.name}.preparing")
     fresh = not folder.exists()
     try:

@@ -117,6 +117,6 @@ def _differences(cell: Array) -> list[Array]:
     found = []
     for lag in _LAGS:
         pairs = (cell[:, lag:] - cell[:, :-lag], cell[:, :, lag:] - cell[:, :, :-lag])
-        sums = [np.einsum("cyx,cyx->c", d, d, dtype=np.float64) / d[0].size for d in pairs]
+        sums = [np.einsum("cyx,cyx->c", d, d).astype(np.float64) / d[0].size for d in pairs]
         found.append((sums[0] + sums[1]) / 2.0)
     return found

@@ -178,6 +178,12 @@ def stored_bits(bits: Iterable[int], *, full_scale: int) -> dict[str, Any] | Non
     return {"bits": used, "shifted_by": low, "words": words}
 
 
+def saturated_at(bits: Iterable[int], *, full_scale: int) -> int:
+    """Return the largest count that the camera can give, from which a pixel is saturated: 65520 for 12-bit counts shifted by 4."""
+    low = unused_bits(bits)
+    return full_scale >> low << low
+
+
 def unused_bits(bits: Iterable[int]) -> int:
     """Return how many low bits no count of any channel uses: 4 for 12-bit counts that are stored in the upper bits of 16."""
     together = 0

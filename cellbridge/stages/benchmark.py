@@ -17,7 +17,7 @@ from cellbridge.outputs import require_directory
 from cellbridge.runs import RunDir, begin, write_json, write_text
 from cellbridge.settings import Section, dump
 
-SUITES = ("train", "evaluate", "bridge")
+SUITES = ("train", "evaluate", "bridge", "data")
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "benchmarks"
 
 

@@ -296,7 +296,7 @@ def _geometry(task: _Task, survey: "Survey") -> "Geometry":
     from cellbridge.data.crops import Choice
     from cellbridge.data.extraction import Geometry
     from cellbridge.data.quality import Limits
-    from cellbridge.data.survey import unused_bits
+    from cellbridge.data.survey import saturated_at
 
     given, nucleus_px = task.config.segmentation, None
     if task.source is not None:
@@ -304,7 +304,6 @@ def _geometry(task: _Task, survey: "Survey") -> "Geometry":
         return Geometry(task.crop_px, task.size_px, None, choice=Choice(border=border))
     if task.manifest.nucleus_channel is not None:
         nucleus_px = given.nucleus_px or task.manifest.nucleus_px or _measured_nucleus_px(task, survey)
-    full_scale = task.manifest.full_scale
     return Geometry(
         crop_px=task.crop_px,
         size_px=task.size_px,
@@ -313,7 +312,7 @@ def _geometry(task: _Task, survey: "Survey") -> "Geometry":
         weights=None if given.cellpose is None else str(given.cellpose),
         choice=Choice(task.config.border, given.touching, given.min_area, given.max_area),
         limits=Limits(**task.config.quality.model_dump()),
-        saturated_at=full_scale >> (low := unused_bits(survey.bits.values())) << low,
+        saturated_at=saturated_at(survey.bits.values(), full_scale=task.manifest.full_scale),
     )
 
 

@@ -9,10 +9,11 @@ import torch
 from scipy import ndimage
 
 from cellbridge.data import crops
-from cellbridge.data.illumination import FieldMedian, FlatField, block_means, correct
+from cellbridge.data.illumination import FieldMedian, FlatField, block_means, correct, read_given
 from cellbridge.data.objects import KnownObjects
 from cellbridge.data.readers.tables import Table
 from cellbridge.data.segmentation import Objects, find_cells, find_nuclei, segment, typical_nucleus_px
+from cellbridge.data.survey import stored_bits, unused_bits
 from cellbridge.errors import ImageError
 
 # --- resampling
@@ -85,6 +86,30 @@ def test_masks_show_only_the_cell_itself() -> None:
     assert abs((shrunk == 2).mean() - (masks == 2).mean()) < 0.02
 
 
+def test_a_crop_beyond_the_edge_is_reflected_without_repeating_it() -> None:
+    image = np.random.default_rng(0).integers(0, 99, (2, 12, 15)).astype(np.uint16)
+    padded = np.pad(image, ((0, 0), (9, 9), (9, 9)), mode="reflect")
+    for centre in ((1.0, 2.0), (6.0, 7.0), (11.0, 14.0), (0.0, 13.4)):
+        top, left = (place + 9 for place in crops.corner(np.array(centre), 8))
+        found = crops.window(image, np.array(centre), crop_px=8)
+        np.testing.assert_array_equal(found, padded[:, top : top + 8, left : left + 8])
+
+
+def test_the_policy_of_borders_and_touching_cells_decides_who_is_kept() -> None:
+    nuclei = disks([(12, 40, 5), (40, 30, 5), (40, 44, 5), (60, 60, 5), (2, 20, 5)])
+    cells = find_cells(nuclei, None, nucleus_px=10, cell_reach=0.5)
+    objects = Objects(nuclei, cells)
+    assert crops.neighbours(cells) == {2: 1, 3: 1}
+
+    def kept(**choice: str) -> tuple[set[int], dict[str, int]]:
+        made = crops.choose_cells(objects, nucleus_px=10, crop_px=30, choice=crops.Choice(**choice))
+        return set(made.numbers), made.rejected
+
+    assert kept() == ({2, 3, 4}, {"border": 2})
+    assert kept(border="reflect") == ({1, 2, 3, 4}, {"border": 1})
+    assert kept(touching="reject") == ({4}, {"border": 2, "touching": 2})
+
+
 def test_the_mask_of_a_crop_is_of_the_cell_in_its_middle_or_empty() -> None:
     nuclei = disks([(20, 20, 5), (40, 40, 6)])
     mask = crops.centre_mask(Objects(nuclei, nuclei), reach_px=5)
@@ -143,6 +168,39 @@ def test_a_flat_field_that_is_zero_or_steep_is_refused() -> None:
     for median in (zero, steep):
         with pytest.raises(ImageError, match=r"plate 7.*illumination: none"):
             median.estimate(what="plate 7")
+
+
+def test_a_given_illumination_function_is_checked_before_use(tmp_path: Path) -> None:
+    shape = (6, 8)
+    sound = np.linspace(0.8, 1.6, 48).reshape(shape)
+    np.save(tmp_path / "sound.npy", sound)
+    np.testing.assert_array_equal(read_given(tmp_path / "sound.npy", shape), sound.astype(np.float32))
+    faults: dict[str, tuple[np.ndarray, str]] = {
+        "nan": (np.where(np.arange(48).reshape(shape) == 7, np.nan, sound), "1 of 48 values are NaN, infinite, zero"),
+        "zero": (np.where(sound > 1.5, 0.0, sound), "values are NaN, infinite, zero or negative"),
+        "raw": (sound * 20000, "runs from 1.6e.04 to 3.2e.04, expected values around 1"),
+        "small": (sound[:3], r"an illumination function of shape \(3, 8\).*for images of \(6, 8\)"),
+        "text": (sound.astype(str), "and type <U"),
+    }
+    for name, (values, message) in faults.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        with pytest.raises(ImageError, match=message):
+            read_given(tmp_path / f"{name}.npy", shape)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "sound.npy").read_bytes()[:150])
+    with pytest.raises(ImageError, match=r"no whole \.npy array"):
+        read_given(tmp_path / "cut.npy", shape)
+    with pytest.raises(ImageError, match="no such illumination function"):
+        read_given(tmp_path / "missing.npy", shape)
+
+
+@pytest.mark.parametrize(("shift", "found"), [(0, None), (4, 12), (8, 8)])
+def test_counts_that_are_stored_shifted_are_seen(shift: int, found: int | None) -> None:
+    counts = np.arange(1, 200, dtype=np.uint16) << shift
+    told = stored_bits([int(np.bitwise_or.reduce(counts)), 0], full_scale=65535)
+    assert (None if told is None else told["bits"]) == found
+    if told is not None:
+        assert f"multiple of {1 << shift}" in told["words"]
+    assert unused_bits([0, 0]) == 0
 
 
 # --- nuclei and cells

@@ -1,11 +1,14 @@
 """Resident cells and the order they are seen in: closed forms of the noise and flips, and invariance to resuming."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from cellbridge.data import augment
 from cellbridge.data.dataset import BatchSource, CellData
+from cellbridge.data.held import InFiles, InMemory, free_bytes, hold
 from cellbridge.data.intensity import IntensityMaps, fit_intensity
 from cellbridge.data.store import open_store, write_store
 from cellbridge.errors import ConfigError, StoreError
@@ -38,20 +41,67 @@ def test_without_noise_the_images_are_those_of_the_map(dtype):
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
-def test_loading_from_a_store_gives_its_images(tmp_path):
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
     import pandas as pd
 
+    folder = tmp_path_factory.mktemp("dataset")
     counts, plates, maps = make()
     obs = pd.DataFrame({"Metadata_Cell": [str(i) for i in range(N)], "Metadata_Plate": plates})
     for name in ("Well", "Site", "Compound", "Concentration", "pert_type", "Split"):
         obs[f"Metadata_{name}"] = "DMSO" if name == "Compound" else ""
     shape = {"channels": ["DNA", "ER", "AGP"], "full_scale": 65535, "size_px": 8, "pixel_um": None, "control": "DMSO"}
-    write_store(tmp_path / "s", obs=obs, counts=counts, intensity=maps, **shape)
-    store = open_store(tmp_path / "s")
+    write_store(folder / "s", obs=obs, counts=counts, intensity=maps, **shape)
+    return open_store(folder / "s")
+
+
+def test_loading_from_a_store_gives_its_images(store):
     rows = np.array([17, 2, 5])
     data = CellData.load(store, rows, labels=torch.tensor([0, 1, 1]))
     assert len(data) == 3
     torch.testing.assert_close(data.batch(torch.arange(3)), torch.from_numpy(store.images(rows)), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [np.arange(N), np.array([17, 2, 5, 2])])
+def test_batches_are_the_same_wherever_the_counts_lie(store, rows):
+    sources = [
+        BatchSource(CellData.load(store, rows, labels=torch.arange(len(rows)), place=place), batch_size=3, seed=1)
+        for place in ("memory", "files", "auto")
+    ]
+    for step in range(4):
+        first, *others = (source(step) for source in sources)
+        for other in others:
+            assert torch.equal(first.images, other.images)
+            assert torch.equal(first.labels, other.labels)
+
+
+def test_counts_stay_in_files_where_half_of_the_free_memory_is_too_little(store, monkeypatch):
+    rows = np.arange(N)
+    needed = N * 3 * 8 * 8 * 2
+    for free, kind in ((2 * needed, InMemory), (2 * needed - 2, InFiles)):
+        monkeypatch.setattr("cellbridge.data.held.free_bytes", lambda free=free: free)
+        assert type(hold(store, rows, device=torch.device("cpu"))) is kind
+    assert type(hold(store, rows, device=torch.device("cpu"), place="memory")) is InMemory
+    assert free_bytes() > 0
+    with pytest.raises(StoreError, match="no cell is left"):
+        hold(store, rows[:0], device=torch.device("cpu"))
+
+
+def test_a_shard_that_changes_under_a_training_is_an_error_and_no_other_pixels(store, tmp_path):
+    shutil.copytree(store.info.path, tmp_path / "s")
+    copied = open_store(tmp_path / "s")
+    data = CellData.load(copied, np.arange(N), labels=torch.zeros(N, dtype=torch.int64), place="files")
+    data.batch(torch.arange(3))
+    shard = tmp_path / "s/images/c/0/0/0/0"
+    with shard.open("r+b") as stream:
+        stream.seek(20)
+        stream.write(b"\xff\x00\xff")
+    with pytest.raises(StoreError, match="damaged"):
+        data.batch(torch.arange(3))
+    with shard.open("r+b") as stream:
+        stream.truncate(30)
+    with pytest.raises(StoreError, match="damaged"):
+        data.batch(torch.arange(N))
 
 
 def test_noise_and_flips_keep_every_pixel_inside_its_bin():

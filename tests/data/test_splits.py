@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellbridge.data.splits import assign, check_disjoint, image_hashes
+from cellbridge.data.splits import assign, by_well, check_disjoint, image_hashes
 from cellbridge.errors import ConfigError, LeakError
 
 
@@ -76,3 +76,48 @@ def test_the_same_bytes_under_two_names_are_found():
 def test_images_of_one_value_say_nothing():
     assert image_hashes(np.zeros((2, 1, 3, 3), np.uint8)) == ["", ""]
     check_disjoint(OBS, cells(("P9", "A01", "1")), hashes=(["", "", "", ""], [""]))
+
+
+def annotated(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
+    names = ["Metadata_Plate", "Metadata_Well", "Metadata_Compound", "Metadata_Concentration"]
+    return pd.DataFrame(rows, columns=names)
+
+
+TREATED = annotated(
+    ("P1", "A01", "DMSO", ""), ("P1", "A02", "taxol", "1"), ("P1", "A03", "taxol", "0.10"), ("P2", "A02", "null", "")
+)
+
+
+def test_compounds_and_doses_are_held_out_whole():
+    assert assign(TREATED, by="compound", test=["taxol"], control="DMSO").tolist() == ["train", "test", "test", "train"]
+    assert assign(TREATED, by="dose", test=["taxol@0.1", "null"], control="DMSO").tolist() == [
+        "train", "train", "test", "test",
+    ]  # fmt: skip
+
+
+def test_an_unknown_dose_and_the_control_cannot_be_held_out():
+    with pytest.raises(ConfigError, match=r'dose "taxol@10" is not in the data. Did you mean "taxol@1"'):
+        assign(TREATED, by="dose", test=["taxol@10"], control="DMSO")
+    for by in ("compound", "dose"):
+        with pytest.raises(ConfigError, match='"DMSO" is the control'):
+            assign(TREATED, by=by, test=["DMSO"], control="DMSO")
+
+
+def test_a_well_that_a_split_by_compound_would_tear_apart_is_refused_with_both_rows():
+    torn = annotated(("P1", "A02", "taxol", "1"), ("P1", "A03", "DMSO", ""), ("P1", "A02", "null", "1"))
+    torn["Metadata_Split"] = assign(torn, by="compound", test=["null"], control="DMSO")
+    where = [f"load_data.csv row {row}" for row in (2, 3, 4)]
+    with pytest.raises(LeakError, match=r"P1 well A02, load_data.csv row 2 \(taxol, train\) and load_data.csv row 4"):
+        by_well(torn, where=where)
+    torn["Metadata_Split"] = "train"
+    assert by_well(torn, where=where) == {("P1", "A02"): "train", ("P1", "A03"): "train"}
+
+
+def test_a_compound_or_dose_on_both_sides_is_a_leak():
+    first, second = (
+        part.assign(Metadata_Site="1", Metadata_Cell=[f"{name}{i}" for i in range(len(part))])
+        for name, part in (("a", TREATED[:2]), ("b", TREATED[2:]))
+    )
+    check_disjoint(first, second, by="dose")
+    with pytest.raises(LeakError, match='the same compound is in train and in test: compound "taxol"'):
+        check_disjoint(first, second, by="compound")
