@@ -159,15 +159,25 @@ COMMANDS = (
     Command(
         "fit-bridge",
         "fit_bridge",
-        "fit the Schrödinger bridge between two unpaired samples of vectors",
+        "fit one bridge between the control and some conditions, or between two unpaired samples of vectors",
         (
+            _STORE,
+            Option("--base", "base", "a run directory of `pretrain` whose network and weights to start from"),
+            Option("--condition", "conditions", "a condition to lead to; give several, for one network", many=True),
+            Option("--coupling", "bridge.coupling", "ot (default), independent, or gaussian"),
+            Option(
+                "--sigma-rel", "bridge.sigma_rel", "volatility over the pixels' std (--set bridge.sigma_rel=[0.05,0.4])"
+            ),
             Option("--source-array", "source_array", "a .npy array (n, d) of the source"),
             Option("--target-array", "target_array", "a .npy array (m, d) of the target, with the same columns"),
             Option("--reg", "reg", "squared volatility of the bridge, in squared units of the data"),
             Option("--solver", "bridge.solver", "auto (default), mixture or neural"),
             Option("--budget-seconds", "bridge.budget_seconds", "processor seconds of the fit"),
+            *(option for option in _TRAINING if option.flag != "--seed"),
             _SEED,
         ),
+        shares=True,
+        instead=("source_array", "fit_bridge_array"),
     ),
     Command(
         "fit-baseline",

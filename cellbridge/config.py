@@ -457,16 +457,20 @@ class ImageBridgeConfig(Section):
     """What stands for the diffusion's time: how much of the end is in the image, how much noise is in it, or how far it has come."""
     held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the training cells that judge the bridge and do not train it."""
-    looks: PositiveInt = 4
-    """How often held-out cells are looked at."""
+    looks: PositiveInt = 1
+    """How often held-out cells are looked at, the last time at the end."""
+    judged: int = Field(default=48, ge=2)
+    """Held-out cells of each condition and direction that are translated at a look."""
     imf_rounds: int = Field(default=0, ge=0)
     """Rounds of iterative Markovian fitting after the training, each kept only if held-out cells say so."""
     imf_steps: PositiveInt = 200
     """Optimiser steps of a round."""
-    imf_replay: float = Field(default=0.5, ge=0.0, le=1.0)
+    imf_pairs: PositiveInt = 512
+    """Pairs that a round simulates in each direction."""
+    imf_replay: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Share of the pairs of a round that are those of the coupling, and not simulated."""
     simulation_steps: PositiveInt = 10
-    """Of a simulation, in training."""
+    """Of a simulation, in training and at a look."""
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -567,6 +571,28 @@ class FlowFitConfig(Section):
     """Continue a checkpoint that was made with other data, another base or other settings, with a warning for each difference."""
     init_from: Path | None = None
     """Another flow of this kind whose weights training starts from."""
+    device: str = "auto"
+
+
+class BridgeFitConfig(Section):
+    """What fitting a bridge between cells of a store needs to know."""
+
+    store: Path
+    plates: tuple[str, ...] | None = None
+    """Train on these plates only; None takes every plate of the split."""
+    split: str | None = "train"
+    bridge: ImageBridgeConfig = ImageBridgeConfig()
+    transport: TransportConfig = TransportConfig()
+    adapter: AdapterConfig = AdapterConfig(rank=16)
+    """Of `bridge.train: lora`."""
+    training: TrainingConfig = TrainingConfig(steps=1000, learning_rate=2e-3)
+    augment: bool = True
+    """Dequantise, flip and turn; otherwise the images are as stored."""
+    resume: str = "auto"
+    accept_changes: bool = False
+    """Continue a checkpoint that was made with other data, another base or other settings, with a warning for each difference."""
+    init_from: Path | None = None
+    """Another bridge between the same conditions whose weights training starts from."""
     device: str = "auto"
 
 

@@ -56,7 +56,7 @@ class BridgeCard(Section):
     image_std: float
     """The pixels' standard deviation, of which sqrt(reg) is the share sigma_rel."""
     coupling: str
-    """What it was fitted to: `independent` pairs of a plate (bridge matching) or `ot`, and `+imf` after Markovian fitting."""
+    """What it was fitted to: `independent` pairs of a plate (bridge matching), `ot` or `gaussian`, and `+imf` after Markovian fitting."""
     align: bool = False
     plates: tuple[str, ...]
     store_sha256: str
@@ -150,7 +150,8 @@ def build_bridge(card: BridgeCard, moments: Moments, *, seed: int, base: Base | 
         take_weights(backbone, base.network, channels=channels, row=CONTROL_ROW)
     silence(backbone)
     network = BridgeBackbone(backbone)
-    return ImageBridge(network, moments, build_schedule(card.schedule), clock=card.clock, reg=card.reg)
+    optimal = card.coupling.startswith("gaussian")
+    return ImageBridge(network, moments, build_schedule(card.schedule), clock=card.clock, reg=card.reg, optimal=optimal)
 
 
 def adapt_bridge(bridge: ImageBridge, config: AdapterConfig, *, seed: int) -> None:
@@ -200,7 +201,7 @@ def read_bridge_card(path: Path) -> BridgeCard:
     ------
     CheckpointError : no finished model, or one that was changed since. ModelError : it is no bridge between images.
     """
-    directory = _directory(path)
+    directory = bridge_directory(path)
     try:
         return BridgeCard.model_validate(json.loads((directory / BRIDGE_CARD).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -223,7 +224,7 @@ def load_bridge(path: Path, *, device: torch.device | str = "cpu") -> Bridge:
     CheckpointError : no finished model, or one that was changed since.
     ModelError : it is no bridge between images, or its files do not fit together.
     """
-    directory, card = _directory(path), read_bridge_card(path)
+    directory, card = bridge_directory(path), read_bridge_card(path)
     try:
         moments = Moments(**load_file(directory / _MOMENTS))
     except (OSError, TypeError, SafetensorError) as error:
@@ -243,11 +244,28 @@ def load_bridge(path: Path, *, device: torch.device | str = "cpu") -> Bridge:
     )
 
 
-def _directory(path: Path) -> Path:
+def bridge_directory(path: Path) -> Path:
+    """Return the directory of a published bridge: a run's `model/`, or itself; raise CheckpointError where it is none, or was changed."""
     if (path / MANIFEST).is_file():
         require_intact(path)
         return path
     return RunDir(path).require_model()
+
+
+def start_from(bridge: ImageBridge, card: BridgeCard, path: Path) -> None:
+    """Give a bridge's network the weights of another one, between the same conditions.
+
+    Raises
+    ------
+    ModelError : it lies between other conditions or images, or its network is of another shape.
+    """
+    other = read_bridge_card(path)
+    for name in ("channels", "size_px", "control", "conditions"):
+        if getattr(other, name) != getattr(card, name):
+            raise ModelError(
+                f"{path}: its {name} are {getattr(other, name)}, this bridge's {getattr(card, name)}. Leave init_from out."
+            )
+    load_weights(bridge.network.backbone, bridge_directory(path))
 
 
 def require_bridge_fits(card: BridgeCard, info: StoreInfo) -> None:

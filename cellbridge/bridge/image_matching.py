@@ -43,6 +43,22 @@ class ImagePairs(Protocol):
 
 
 @dataclass(frozen=True)
+class MixedPairs:
+    """Pairs of a coupling, some of them replaced by simulated ones.
+
+    Parameters
+    ----------
+    simulated : (batch,), which.
+    """
+
+    source: Images
+    target: Images
+    labels: Labels
+    weights: Tensor
+    simulated: Tensor
+
+
+@dataclass(frozen=True)
 class Draw:
     """The chance of a training step.
 
@@ -51,13 +67,14 @@ class Draw:
     elapsed : (batch,), in [0, 1 - 0.001].
     forward : (batch,), the direction that is asked.
     reg : (batch,), squared volatility.
-    noise : (batch, channel, y, x), standard normal.
+    noise, other : (batch, channel, y, x), standard normal: for the point of the bridge, and for a start that is drawn.
     """
 
     elapsed: Tensor
     forward: Tensor
     reg: Tensor
     noise: Tensor
+    other: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,8 +101,8 @@ def training_draw(images: Images, *, reg: tuple[float, float], generator: torch.
     volatility = torch.lerp(
         torch.tensor(low, device=device), torch.tensor(high, device=device), torch.rand(n, **chance)
     )
-    noise = torch.randn(images.shape, dtype=images.dtype, **chance)
-    return Draw(elapsed, forward, volatility.exp(), noise)
+    noise, other = torch.randn((2, *images.shape), dtype=images.dtype, **chance)
+    return Draw(elapsed, forward, volatility.exp(), noise, other)
 
 
 def bridged_batches(
@@ -131,9 +148,30 @@ def matching_losses(bridge: ImageBridge, pairs: ImagePairs, draw: Draw, *, netwo
     forward = draw.forward[:, None, None, None]
     start = torch.where(forward, pairs.source, pairs.target)
     end = torch.where(forward, pairs.target, pairs.source)
+    if bridge.linear.optimal:
+        back = Where(torch.zeros_like(draw.elapsed), ~draw.forward, pairs.labels, draw.reg)
+        drawn = bridge.linear.draw(end, back, noise=draw.other)
+        given = pairs.simulated[:, None, None, None] if isinstance(pairs, MixedPairs) else torch.zeros_like(forward)
+        start = torch.where(given, start, drawn)
     elapsed, reg = along(draw.elapsed, start), along(draw.reg, start)
     point = torch.lerp(start, end, elapsed) + (reg * elapsed * (1 - elapsed)).sqrt() * draw.noise
     where = Where(draw.elapsed, draw.forward, pairs.labels, draw.reg)
     wanted = bridge.wanted(end, point, where)
     output = bridge.output(point, where, network=network)
     return (output - wanted).square().flatten(1).mean(1)
+
+
+def watched(losses: Tensor, bridged: Bridged) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what to watch of a step, as (sum, count) by name: losses by direction and by part of the way, and its coupling's figures.
+
+    Parameters
+    ----------
+    losses : (batch,), detached.
+    """
+    draw = bridged.draw
+    masks = {"loss/forward": draw.forward, "loss/backward": ~draw.forward}
+    part = (draw.elapsed * _PARTS).long().clamp_max(_PARTS - 1)
+    masks |= {f"loss/part {number + 1} of {_PARTS}": part == number for number in range(_PARTS)}
+    one = torch.ones((), device=losses.device)
+    told = {name: (one * value, one) for name, value in bridged.figures.items()}
+    return {name: ((losses * mask).sum(), mask.sum().to(losses.dtype)) for name, mask in masks.items()} | told

@@ -42,6 +42,7 @@ class ImageBridge(nn.Module):
     moments : of the pairs.
     schedule : whose times the network's backbone knows.
     reg : lowest and highest squared volatility that it is trained at.
+    optimal : the linear guess is that of the optimal plan between Gaussians, from which the pairs are drawn, too.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class ImageBridge(nn.Module):
         *,
         clock: Clock,
         reg: tuple[float, float],
+        optimal: bool = False,
     ):
         super().__init__()
         self.network = network
-        self.linear = LinearGuess(moments)
+        self.linear = LinearGuess(moments, optimal=optimal)
         self.schedule = schedule
         self.clock: Clock = clock
         self.reg = reg

@@ -3,7 +3,13 @@
 With pairs of known second moments, E[X_1 | X_s] is guessed linearly without any training, and what that leaves is known too. A network
 that adds nothing to it is a bridge already: for Gaussian images of independent pairs, their Markovian projection, which is nearly optimal.
 
-Reference: Shi et al. 2023, arXiv:2303.16852, proposition 2 and appendix (Gaussian case).
+Instead of pairs that are given, the guess can be that of the optimal plan between Gaussians of these moments, at every volatility: the
+closed-form Schrödinger bridge, from which pairs can be drawn, too.
+
+References
+----------
+Shi et al. 2023, "Diffusion Schrödinger Bridge Matching", arXiv:2303.16852, proposition 2.
+Bunne et al. 2023, "The Schrödinger bridge between Gaussian measures has a closed form", arXiv:2202.05722, theorem 3.
 """
 
 from dataclasses import dataclass, fields
@@ -95,8 +101,9 @@ class LinearGuess(nn.Module):
     freedom: Tensor
     """(channel,), the share of a channel's dimensions that is beside the modes."""
 
-    def __init__(self, moments: Moments):
+    def __init__(self, moments: Moments, *, optimal: bool = False):
         super().__init__()
+        self.optimal = optimal
         for name, values in moments.tensors().items():
             self.register_buffer(name, values.float())
         by_channel = self.modes.flatten(2)
@@ -108,6 +115,10 @@ class LinearGuess(nn.Module):
         self.register_buffer("variances", seen + self.rest, persistent=False)
         shared = torch.einsum("cij,kij->kc", powers, self.cross) + self.rest_cross
         self.register_buffer("shared", shared, persistent=False)
+        left, values, right = _optimal_parts(self.covariances)
+        self.register_buffer("_left", left, persistent=False)
+        self.register_buffer("_values", values, persistent=False)
+        self.register_buffer("_right", right, persistent=False)
 
     def ends(self, where: Where) -> Ends:
         """Return means and variances of where the bridges start and end."""
@@ -123,7 +134,13 @@ class LinearGuess(nn.Module):
 
     def variance(self, where: Where) -> Tensor:
         """Return the variance of a pixel of X_s by channel: (batch, channel, 1, 1)."""
-        ends, shared = self.ends(where), self.shared[where.conditions][..., None, None]
+        ends = self.ends(where)
+        # Of the optimal plan, that of equal correlations: it scales what the network sees, and nothing depends on it being exact.
+        shared = (
+            (ends.start_variance * ends.end_variance).sqrt()
+            if self.optimal
+            else self.shared[where.conditions][..., None, None]
+        )
         e, reg = along(where.elapsed, ends.start), along(where.reg, ends.start)
         variance = (1 - e) ** 2 * ends.start_variance + e**2 * ends.end_variance + e * (1 - e) * (2 * shared + reg)
         return variance.clamp_min(_SMALL)
@@ -137,7 +154,7 @@ class LinearGuess(nn.Module):
                 return end + gain * off, left.sqrt()
             basis = self.modes.flatten(1)
             z = off.flatten(1) @ basis.T
-            matrix, left_of_modes = self._of_modes(where)
+            matrix, left_of_modes, _ = self._of_modes(where)
             rest = off - (z @ basis).view_as(off)
             known = (matrix @ z[..., None])[..., 0] @ basis
             return end + gain * rest + known.view_as(off), (left + left_of_modes).sqrt()
@@ -147,18 +164,21 @@ class LinearGuess(nn.Module):
         c = where.conditions
         a = (self.rest[c, (~where.forward).long()] / self.freedom)[..., None, None]
         b = (self.rest[c, where.forward.long()] / self.freedom)[..., None, None]
-        cross = (self.rest_cross[c] / self.freedom)[..., None, None]
         e, reg = along(where.elapsed, a), along(where.reg, a)
+        if self.optimal:
+            cross = ((4 * a * b + reg**2).sqrt() - reg) / 2
+        else:
+            cross = (self.rest_cross[c] / self.freedom)[..., None, None]
         variance = ((1 - e) ** 2 * a + e**2 * b + e * (1 - e) * (2 * cross + reg)).clamp_min(_SMALL)
         # Var(end) - Cov² / variance, without the cancellation near the end.
         left = (1 - e) * ((1 - e) * (a * b - cross**2).clamp_min(0) + e * reg * b) / variance
         return (e * b + (1 - e) * cross) / variance, left * self.freedom[:, None, None]
 
-    def _of_modes(self, where: Where) -> tuple[Tensor, Tensor]:
-        """Return the matrix that guesses the end's modes, and the variance left by channel, (batch, channel, 1, 1)."""
+    def _of_modes(self, where: Where) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the matrix that guesses the end's modes, the variance left by channel (batch, channel, 1, 1), and the whole covariance left."""
         c = where.conditions
         a, b = (self.covariances[c, side.long()] for side in (~where.forward, where.forward))
-        cross = torch.where(where.forward[:, None, None], self.cross[c], self.cross[c].mT)
+        cross = self._cross(where)
         e, reg = where.elapsed[:, None, None], where.reg[:, None, None]
         eye = torch.eye(len(self.modes), dtype=a.dtype, device=a.device)
         jitter = _JITTER * (a.diagonal(dim1=1, dim2=2).mean(1) + b.diagonal(dim1=1, dim2=2).mean(1))[:, None, None]
@@ -167,4 +187,49 @@ class LinearGuess(nn.Module):
         matrix = torch.cholesky_solve(with_end.mT, torch.linalg.cholesky(variance)).mT
         left = b - matrix @ with_end.mT
         seen = torch.einsum("cij,nij->nc", self.powers, left).clamp_min(0)
-        return matrix, seen[..., None, None]
+        return matrix, seen[..., None, None], left
+
+    def _cross(self, where: Where) -> Tensor:
+        """Return Cov(start, end) of the modes: (batch, mode, mode)."""
+        c, reg = where.conditions, where.reg[:, None]
+        cross = self.cross[c]
+        if self.optimal:
+            roots = (self._values[c] + reg**2).sqrt()
+            eye = torch.eye(len(self.modes), dtype=cross.dtype, device=cross.device)
+            cross = ((self._left[c] * roots[:, None]) @ self._right[c] - reg[..., None] * eye) / 2
+        return torch.where(where.forward[:, None, None], cross, cross.mT)
+
+    def draw(self, x: Images, where: Where, *, noise: Images) -> Images:
+        """Draw the end that a Gaussian of these moments has, given X_s = x.
+
+        Parameters
+        ----------
+        noise : standard normal, like x.
+        """
+        with full_precision(x.device):
+            guess, _ = self(x, where)
+            _, left = self._of_rest(where)
+            scale = (left / self.freedom[:, None, None]).sqrt()
+            if not len(self.modes):
+                return guess + scale * noise
+            basis = self.modes.flatten(1)
+            z = noise.flatten(1) @ basis.T
+            rest = noise - (z @ basis).view_as(noise)
+            open_modes = self._of_modes(where)[2]
+            values, vectors = torch.linalg.eigh((open_modes + open_modes.mT) / 2)
+            drawn = (vectors @ (values.clamp_min(0).sqrt() * z)[..., None])[..., 0] @ basis
+            return guess + scale * rest + drawn.view_as(x)
+
+
+def _optimal_parts(covariances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return L, v and R of Cov(X_0, X_1) = (L diag(v + reg²)^½ R - reg I) / 2, the optimal plan between Gaussians, by condition.
+
+    C = (A^½ (4 A^½ B A^½ + reg² I)^½ A^-½ - reg I) / 2.
+    """
+    a, b = covariances[:, 0].double(), covariances[:, 1].double()
+    values, basis = torch.linalg.eigh(a)
+    floor = _JITTER * values.mean(1, keepdim=True).clamp_min(_SMALL) if values.shape[1] else values
+    values = torch.maximum(values, floor)
+    root, inverse = ((basis * values[:, None] ** power) @ basis.mT for power in (0.5, -0.5))
+    inner, vectors = torch.linalg.eigh(4 * root @ b @ root)
+    return (root @ vectors).float(), inner.clamp_min(0).float(), (vectors.mT @ inverse).float()

@@ -74,6 +74,14 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What held-out data said of the averaged weights, by name."""
+
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
 class SampleDue:
     """Time to look at what the averaged weights do; the tensors change with the next step."""
 
@@ -89,7 +97,7 @@ class Finished:
     ema: dict[str, Tensor]
 
 
-Event = Started | Compiling | Logged | Saved | Profiled | Warned | SampleDue | Finished
+Event = Started | Compiling | Logged | Judged | Saved | Profiled | Warned | SampleDue | Finished
 OnSample = Callable[[int, dict[str, Tensor]], None]
 Alarm = Callable[[Mapping[str, float]], str | None]
 """Logged values → what is wrong with them and what to do, or None."""
@@ -212,6 +220,9 @@ class _Teller:
         """Return what an event says beside the bar."""
         if isinstance(event, Started):
             return [f"WARNING: {text}" for text in event.warnings]
+        if isinstance(event, Judged):
+            figures = " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in event.values.items())
+            return [f"{self._description}: step {event.step}: {figures}"]
         if isinstance(event, Compiling):
             return [f"{self._description}: compiling ({event.strategy}); the first step can take minutes"]
         if isinstance(event, Warned):
@@ -284,7 +295,7 @@ class _Journal:
         if isinstance(event, SampleDue):
             return
         entry: dict[str, Any] = {"event": type(event).__name__.lower(), "step": event.step}
-        if isinstance(event, Logged):
+        if isinstance(event, Logged | Judged):
             entry |= {name: value if math.isfinite(value) else None for name, value in event.values.items()}
             self._board.add(event.step, event.values)
             self._track(event.step, event.values)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cellbridge.bridge.gaussian import gaussian_bridge
 from cellbridge.bridge.image_moments import joined, leading_modes, pair_moments
 from cellbridge.bridge.linear_guess import LinearGuess, Moments, Where
 from cellbridge.bridge.path import bridge_sample
@@ -119,3 +120,26 @@ def test_the_global_random_state_is_untouched():
     before = torch.get_rng_state()
     leading_modes(torch.randn(10, *SHAPE, generator=torch.Generator()), 2, seed=0)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("reg", [0.01, 1.0])
+def test_its_optimal_plan_is_the_closed_form_bridge_between_gaussians(reg, forward):
+    source, target = drawn(4000, 9)
+    moments = estimated(source, target, D, coupled=False)
+    guess = LinearGuess(moments, optimal=True)
+    basis = moments.modes.flatten(1).double()
+    means = [mean.flatten().double() for mean in moments.means[0]]
+    whole = [basis.T @ c.double() @ basis for c in moments.covariances[0]]
+    bridge = gaussian_bridge(means[0], whole[0], means[1], whole[1], reg=reg)
+    way = bridge if forward else bridge.reversed()
+    start = (source if forward else target)[:50]
+    where = at(50, 0.0, forward=forward, reg=reg)
+    expected, covariance = way.conditional(start.flatten(1))
+    found, _ = guess(start.float(), where)
+    torch.testing.assert_close(found.flatten(1).double(), expected, rtol=0, atol=5e-3)
+    chance = torch.Generator().manual_seed(0)
+    one, many = start[:1].float().expand(6000, -1, -1, -1), at(6000, 0.0, forward=forward, reg=reg)
+    ends = guess.draw(one, many, noise=torch.randn(one.shape, generator=chance)).flatten(1).double()
+    torch.testing.assert_close(ends.mean(0), expected[0], rtol=0, atol=0.1)
+    torch.testing.assert_close(torch.cov(ends.T), covariance, rtol=0, atol=0.08 * float(covariance.diagonal().max()))
