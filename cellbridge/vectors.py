@@ -5,8 +5,9 @@
 
 Two solvers stand beside each other. `mixture` fits a Gaussian-mixture potential and samples its plan exactly, in one step. `neural` puts a
 network on two such potentials, one for either direction, trains it by iterative Markovian fitting, and keeps it as far as it helps on
-held-out rows. `auto` fits both and takes the better by held-out energy distance plus the residual of -I / reg in the joint precision; where no
-network was kept, both are one plan, and the mixture draws it.
+held-out rows. `auto` fits both and takes the better by held-out energy distance plus how far the plan is from what optimality asks for whatever
+the marginals, Cov(X_1 | X_0) = reg ∂E[X_1 | X_0] / ∂X_0. The residual of -I / reg in the joint precision, which says the same of Gaussians and
+little of others, is told beside it. Where no network was kept, both are one plan, and the mixture draws it.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from cellbridge.bridge.drift import Endpoint, EndpointDrift
 from cellbridge.bridge.fitting import NetworkFit, Schedule, fit_network
 from cellbridge.bridge.gaussian import Direction, gaussian_bridge
 from cellbridge.bridge.integrate import batch_chances, flow, row_chances, simulate, times
+from cellbridge.bridge.judging import Look
 from cellbridge.bridge.matching import Pairs
 from cellbridge.bridge.mixture import MixtureBridge
 from cellbridge.bridge.mixture_fitting import MixtureFit, fit_mixture, fit_reversed
@@ -234,10 +236,14 @@ class _Fit:
         forward = self._potential(self._source, self._target, budget=budget.part(_FOR_POTENTIAL))
         fit, facts = self._network(forward, budget)
         scores = {
-            "mixture": self._score(forward.bridge, steps=1),
-            "neural": self._score(fit.model, steps=self._config.steps if fit.kept else 1),
+            "mixture": self._score(forward.bridge, fit.looks[0], steps=1),
+            "neural": self._score(fit.model, fit.last_kept, steps=self._config.steps if fit.kept else 1),
         }
         facts |= {"held_out_scores": scores}
+        facts["precision_residuals"] = {
+            "mixture": self._residual(forward.bridge, steps=1),
+            "neural": self._residual(fit.model, steps=self._config.steps if fit.kept else 1),
+        }
         if fit.kept and sum(scores["neural"].values()) < sum(scores["mixture"].values()):
             return fit.model, "neural", facts
         return forward.bridge, "mixture", facts
@@ -279,21 +285,24 @@ class _Fit:
         plan = couple(transport_cost(source, target, dtype=torch.float64), reg=self.reg)
         return Pairs(source, target[draw_targets(plan, generator=generator)])
 
-    def _score(self, model: Endpoint, *, steps: int) -> dict[str, float]:
-        """Judge a push-forward of held-out rows, in units of the target's own spread, and its plan against -I / reg."""
-        generator = Generator().manual_seed(derive_seed("score", self._seed))
-
-        def carried(source: Tensor) -> Tensor:
-            chances = batch_chances(source, generator)
-            return simulate(model, source, reg=self.reg, chances=chances, grid=times(steps))
-
-        target, whole = self._held_target, self._whole[0]
+    def _score(self, model: Endpoint, look: Look, *, steps: int) -> dict[str, float]:
+        """Judge a push-forward of held-out rows, in units of the target's own spread, and the plan."""
+        target = self._held_target
         spread = float(torch.pdist(target.double()).mean())
-        scores = {"energy_distance": energy_distance(carried(self._held_source), target) / spread}
-        if len(whole) > 2 * whole.shape[1] + 1:
-            source = whole.repeat(-(-_PAIRS_JUDGED // len(whole)), 1)
-            scores["precision_residual"] = precision_residual(source, carried(source), reg=self.reg)
-        return scores
+        moved = self._carried(model, self._held_source, steps=steps)
+        return {"energy_distance": energy_distance(moved, target) / spread, "plan_off": look.off}
+
+    def _residual(self, model: Endpoint, *, steps: int) -> float | None:
+        """Return the residual of -I / reg, of all sources as often as they are needed; None where they are too few."""
+        whole = self._whole[0]
+        if len(whole) <= 2 * whole.shape[1] + 1:
+            return None
+        source = whole.repeat(-(-_PAIRS_JUDGED // len(whole)), 1)
+        return precision_residual(source, self._carried(model, source, steps=steps), reg=self.reg)
+
+    def _carried(self, model: Endpoint, source: Tensor, *, steps: int) -> Tensor:
+        chances = batch_chances(source, Generator().manual_seed(derive_seed("score", self._seed)))
+        return simulate(model, source, reg=self.reg, chances=chances, grid=times(steps))
 
 
 def _told(found: MixtureFit) -> dict[str, Any]:

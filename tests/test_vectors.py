@@ -64,7 +64,7 @@ def test_the_automatic_choice_says_what_it_chose_and_by_what() -> None:
     scores = found.facts["held_out_scores"]
     best = min(scores, key=lambda solver: sum(scores[solver].values()))
     assert found.solver == (best if found.facts["network_kept_at_step"] else "mixture")
-    assert set(scores["neural"]) == {"energy_distance", "precision_residual"}
+    assert set(scores["neural"]) == {"energy_distance", "plan_off"}
 
 
 def test_a_constant_column_stays_what_it_is(bridges) -> None:

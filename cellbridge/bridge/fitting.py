@@ -72,6 +72,11 @@ class NetworkFit:
     kept: int
     steps: int
 
+    @property
+    def last_kept(self) -> Look:
+        """The look at the weights that were kept."""
+        return next(look for look in self.looks if look.step == self.kept)
+
 
 def fit_network(
     model: EndpointDrift,

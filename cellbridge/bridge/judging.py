@@ -21,7 +21,7 @@ from cellbridge.bridge.integrate import batch_chances, simulate, times
 _STEPS = 10
 _OFF = math.log(1.1)
 """How far from one a spread may be, in either direction."""
-_STEP_LENGTH = 1e-2
+_STEP_LENGTH = 0.03
 """Of the derivative, in standard deviations of the rows."""
 _PROBES = 4
 
@@ -35,20 +35,21 @@ class Look:
     step : of the fit.
     distance : energy distances of both push-forwards from the real ends, summed.
     spread : of the conditionals over what the plan's optimality makes of its means; the direction that is farther from 1.
+    off : how far the spread lies outside of 1 / 1.1 to 1.1, in logarithms, beyond two standard errors.
     terms : what each held-out row adds to the distance, (source + target,), up to what depends on the real rows alone.
     """
 
     step: int
     distance: float
     spread: float
+    off: float
     terms: Tensor = field(repr=False)
 
     def beats(self, other: "Look") -> bool:
         """Say whether it arrives nearer by more than a standard error, with a plan that can be optimal."""
         gain = other.terms - self.terms
         error = float(gain.std()) * len(gain) ** 0.5
-        sound = abs(math.log(max(self.spread, 1e-9))) <= max(_OFF, abs(math.log(max(other.spread, 1e-9))))
-        return sound and other.distance - self.distance > error
+        return self.off <= other.off and other.distance - self.distance > error
 
 
 @final
@@ -74,11 +75,10 @@ class Judge:
             distance, parts = _energy(moved.flatten(1), end.flatten(1))
             distances.append(distance)
             terms.append(parts)
-            variance = float((moved - again).double().square().sum() / (2 * len(start)))
-            response = self._reg * _divergence(model, start, direction, generator)
-            spreads.append(variance / response if response > 0 else 0.0)
-        farthest = max(spreads, key=lambda value: abs(math.log(max(value, 1e-9))))
-        return Look(step, sum(distances), farthest, torch.cat(terms))
+            variances = (moved - again).double().square().flatten(1).sum(1) / 2
+            spreads.append(_spread(variances, self._reg * _divergence(model, start, direction, generator)))
+        spread, off = max(spreads, key=lambda found: found[1])
+        return Look(step, sum(distances), spread, off, torch.cat(terms))
 
     def _carried(self, model: Endpoint, start: Tensor, direction: Direction, generator: Generator) -> Tensor:
         chances = batch_chances(start, generator)
@@ -86,19 +86,29 @@ class Judge:
 
 
 @torch.no_grad()
-def _divergence(model: Endpoint, start: Tensor, direction: Direction, generator: Generator) -> float:
-    """Estimate the mean over rows of tr ∂E[end | start] / ∂start, along random signs.
+def _divergence(model: Endpoint, start: Tensor, direction: Direction, generator: Generator) -> Tensor:
+    """Estimate tr ∂E[end | start] / ∂start of each row, along random signs.
 
     Reference: Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix", Commun. Stat. Simul. 19, 433-450.
     """
     s = torch.full((len(start),), 0.0 if direction == "forward" else 1.0, dtype=start.dtype, device=start.device)
     length = _STEP_LENGTH * float(start.std())
-    found = []
+    found = torch.zeros(len(start), dtype=torch.float64)
     for _ in range(_PROBES):
         sign = torch.randint(0, 2, start.shape, generator=generator, device=start.device).to(start) * 2 - 1
         later, earlier = (model.mean(start + way * length * sign, s, direction) for way in (1, -1))
-        found.append(float(((later - earlier) * sign).double().sum() / (2 * length * len(start))))
-    return sum(found) / len(found)
+        found += ((later - earlier) * sign).double().flatten(1).sum(1) / (2 * length)
+    return found / _PROBES
+
+
+def _spread(variances: Tensor, responses: Tensor) -> tuple[float, float]:
+    """Return the ratio of two means over rows, and how far its logarithm is off beyond tolerance and chance."""
+    variance, response = float(variances.mean()), float(responses.mean())
+    if min(variance, response) <= 1e-9 * max(variance, response):
+        return 0.0, math.inf
+    ratio = variance / response
+    error = float((variances - ratio * responses).std()) / len(variances) ** 0.5 / variance
+    return ratio, max(0.0, abs(math.log(ratio)) - _OFF - 2 * error)
 
 
 def _energy(moved: Tensor, real: Tensor) -> tuple[float, Tensor]:

@@ -26,6 +26,8 @@ _MOST_STEPS, _STEPS_A_STATION, _FINALISTS = 60, 4, 3
 _COARSE = 1e-4
 """What a step on the path has to gain for another to follow."""
 _MOST_HELD_OUT = 2000
+_TOLERATED = 0.25
+"""Standard errors of the held-out objective by which fewer components may be worse."""
 _WALKED = 4000
 """Rows on which the path is walked, or 100 a column where that is more."""
 _ROWS_A_COMPONENT = 20
@@ -91,7 +93,7 @@ def fit_mixture(
     budget: Budget,
     components: tuple[int, ...] = COMPONENTS,
 ) -> MixtureFit:
-    """Fit with each number of components, and keep the smallest that no larger one beats by more than a standard error on held-out rows.
+    """Fit with each number of components, and keep the smallest that none beats by more than a quarter of a standard error on held-out rows.
 
     Parameters
     ----------
@@ -113,7 +115,7 @@ def fit_mixture(
     d = x.shape[1]
     usable = [k for k in components if k * max(_ROWS_A_COMPONENT, 2 * d) <= min(len(x), len(y))] or [components[0]]
     few = max(_WALKED, 100 * d)
-    path = _walked(x[:few], y[:few], usable, (held_x, held_y), rng=rng, budget=budget.part(0.5))
+    path = _walked(x[:few], y[:few], usable, (held_x, held_y), rng=rng, budget=budget.part(0.6))
     scores = {station.components: station.objective for station in path}
     finalists = sorted(path, key=lambda station: station.objective)[:_FINALISTS]
     finished = [station for station in path if station.components == 1]
@@ -157,15 +159,17 @@ def _walked(
 
 def _begun(x: Tensor, y: Tensor, numbers: list[int], *, rng: np.random.Generator, budget: Budget) -> State:
     """Return the first state of the path, of the largest number that there is time for (the smallest, if for none)."""
-    state = _first(x, y, numbers[0], rng=rng)
+    state = _first(x, y, numbers[-1], rng=rng)
     began = time.process_time()
     carrying(state.of_source.softmax(1), state.of_target.softmax(1), x, y)
     balanced(state_of(state.potential, x, y), None, sweeps=15)
-    each = (time.process_time() - began) / numbers[0]
-    # A step costs in proportion to the components, a merger about two steps more.
-    affordable = [k for k in numbers if each * sum(3 * n + MOST_PAIRS for n in range(k + 1)) <= budget.left]
-    if affordable[1:]:
-        state = _first(x, y, affordable[-1], rng=rng)
+    each = (time.process_time() - began) / numbers[-1]
+    # A step costs in proportion to the components, a merger about as much as a step, a station some six of them.
+    mergers = {k: sum(2 * n + MOST_PAIRS for n in range(k + 1)) for k in numbers}
+    stations = {k: sum(6 * n for n in numbers if n <= k) for k in numbers}
+    affordable = [k for k in numbers if each * (mergers[k] + stations[k]) <= budget.left]
+    if affordable != numbers:
+        state = _first(x, y, max(affordable, default=numbers[0]), rng=rng)
     return descend(state, x, y, budget=budget, most=2 * _STEPS_A_STATION, gain=_COARSE)
 
 
@@ -202,20 +206,20 @@ def _judged(potential: Potential, x: Tensor, y: Tensor) -> _Judged:
 
 
 def _smallest_that_stands(stations: list[_Judged]) -> _Judged:
-    """Return the one of the fewest components that the best does not beat by more than a standard error."""
+    """Return the one of the fewest components that the best does not beat by more than `_TOLERATED`."""
     best = min(stations, key=lambda station: station.objective)
     standing = [station for station in stations if not _beats(best.held_out, station.held_out)]
     return min(standing, key=lambda station: station.components)
 
 
 def _beats(new: State, old: State) -> bool:
-    """Say whether the held-out objective fell by more than its standard error, row by row."""
+    """Say whether the held-out objective fell by more than `_TOLERATED`, row by row."""
     gains = [
         getattr(old, side).logsumexp(1).double() - getattr(new, side).logsumexp(1).double()
         for side in ("of_source", "of_target")
     ]
     error = sum(float(gain.var()) / len(gain) for gain in gains) ** 0.5
-    return float(gains[0].mean() - gains[1].mean()) > error
+    return float(gains[0].mean() - gains[1].mean()) > _TOLERATED * error
 
 
 def _single(dimension: int) -> Potential:
