@@ -118,7 +118,7 @@ def test_a_flow_from_control_cells_starts_as_the_identity_and_one_from_noise_as_
 
 def test_labels_matter_once_trained_on_effects_that_differ(study, tmp_path):
     """A compound that shrinks cells and one that dims them: the stains that each changes are told apart."""
-    settings = ["training.steps=50", "training.batch_size=16", "training.learning_rate=1e-2", "training.ema_decay=0.9"]
+    settings = ["training.steps=40", "training.batch_size=8", "training.learning_rate=1e-2", "training.ema_decay=0.9"]
     flow = load_flow(fitted(study, tmp_path / "run", *SMALL, *settings, "flow.noise_probability=0"))
     batch, solver = cells(study, "train"), SolverConfig(steps=4)
     translator = flow_translator(flow.velocity, flow.card, solver, strength=0.0)
@@ -215,8 +215,6 @@ def test_translate_takes_a_flow_and_says_what_it_was(study, tmp_path, kind, caps
     assert attributes["steps"] == 9 // calls
     assert attributes["network_calls"] == calls * (9 // calls)
     assert attributes.get("strength") == (1.0 if kind == "control-flow" else None)
-    again = open_store(translated(study, kind, tmp_path / "again.zarr", "--n", 4, "--nfe", 9, "--set", "batch_size=3"))
-    assert np.abs(made.counts(range(8)).astype(int) - again.counts(range(8)).astype(int)).max() <= 1
 
 
 def test_a_flow_shows_its_way_and_draws_a_cell_several_times(study, tmp_path):
