@@ -23,7 +23,10 @@ def merged(state: State, x: Tensor, y: Tensor) -> State:
     """
     source, target = state.of_source.softmax(1), state.of_target.softmax(1)
     pairs = _overlapping(source, target)
-    joint = carrying(*(torch.stack([rows[:, a] + rows[:, b] for a, b in pairs], 1) for rows in (source, target)), x, y)
+    both_source, both_target = (
+        torch.stack([rows[:, a] + rows[:, b] for a, b in pairs], 1) for rows in (source, target)
+    )
+    joint = carrying(both_source, both_target, x, y)
     few_x, few_y = slice(0, _JUDGED), slice(0, _JUDGED)
     new_source, new_target = joint.of_source(x[few_x]), joint.of_target(y[few_y])
     best: tuple[float, Potential] | None = None
