@@ -25,15 +25,15 @@ COLUMNS = {
     "score_responders": Column("… of responders", 3),
     "target_hit": Column("hit %", 0, 100.0),
     "top_1": Column("own source nearest %", 0, 100.0),
-    "cost": Column("cost of the pairs", 3),
+    "own_variation": Column("own variation kept", 3),
     "frechet": Column("FD", 1),
     "gap_closed": Column("gap closed", 2),
     "unchanged": Column("DMSO → DMSO", 3),
 }
-"""Error: (model - best possible) / (copy - best possible) of root mean squares over cells. Cost of the pairs: 0 where outputs and sources are
-paired as cheaply as any, 1 as if cells had been exchanged at random."""
+"""Error: (model - best possible) / (copy - best possible) of root mean squares over cells. Own variation: correlation of outputs and sources,
+each less the mean of its plate."""
 _OF_ROW = ("error", "score", "score_responders", "target_hit", "hit_relative", "frechet", "kernel", "gap_closed")
-_OF_IDENTITY = ("top_1", "auc", "cost", "unchanged")
+_OF_IDENTITY = ("top_1", "auc", "cost", "own_variation", "unchanged")
 _SWAP = ("cell_cosine", "cosine", "real_cosine", "contrast")
 _MODEL = "model:"
 

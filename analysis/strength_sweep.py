@@ -7,7 +7,7 @@
 be trained over a range of volatilities (`bridge.sigma_rel=[0.05, 0.4]`); strengths outside of it are left out. Every setting translates the
 same held-out cells, and one `evaluate` judges all of them beside the null rows.
 
-kept: 1 - the cost of the pairs, 1 where output and source are paired as cheaply as any, 0 as if cells had been exchanged at random.
+kept: correlation of outputs and sources, each less the mean of its plate; 1 where one change is made of every cell, 0 where cells are exchanged.
 reached: share of outputs that the classifier takes for the condition.
 """
 
@@ -97,18 +97,17 @@ def points(target: Mapping[str, Any], found: list[Setting]) -> list[Point]:
     """Return the rows of a target: the settings in the order of their strength, then the null rows."""
     by_key = {row["key"]: row for row in target["rows"]}
     identity = next(part for part in target["sections"] if part["key"] == "identity")
-    cost = {
-        row["key"]: row["cost"]["value"] for row in identity["rows"] if row.get("cost", {}).get("value") is not None
-    }
+    of_rows = {row["key"]: row.get("own_variation", {}).get("value") for row in identity["rows"]}
     named = {f"model:{setting.name}": (setting.name, setting.family, setting.strength) for setting in found}
     shared = [row for row in target["rows"] if row["kind"] in ("null", "bound") and "model:" not in row["key"]]
     named |= {row["key"]: (row["name"], "null", None) for row in shared}
     rows = []
     for key, (name, family, strength) in named.items():
         reached = by_key.get(key, {}).get("target_hit", {}).get("value")
-        if key in cost and reached is not None:
+        kept = of_rows.get(key)
+        if kept is not None and reached is not None:
             error = by_key[key].get("score", {}).get("value")
-            rows.append(Point(name, family, strength, 1 - cost[key], reached, error))
+            rows.append(Point(name, family, strength, kept, reached, error))
     return rows
 
 
@@ -158,7 +157,7 @@ def _panel(axes: Axes, rows: list[Point]) -> None:
             xytext=(3, -6),
             textcoords="offset points",
         )
-    axes.set_xlabel("kept: 1 - cost of the pairs")
+    axes.set_xlabel("kept: correlation with the cell's own variation")
     axes.spines[["top", "right"]].set_visible(False)
 
 

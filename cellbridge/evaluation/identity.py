@@ -18,11 +18,13 @@ from cellbridge.metrics.identity import (
     round_trip,
     transport_cost,
 )
+from cellbridge.metrics.own_variation import own_variation
 from cellbridge.metrics.scorecard import Arm
 
 _ABOUT = (
     "Among all sources of its plate, is an output's own the nearest (chance is what an unrelated cell scores)? Cost: of the pairs, 0 as cheap as "
-    "the best one-to-one pairing of outputs and sources, 1 as if cells were exchanged at random. Unchanged and returned: error of a cell translated "
+    "the best one-to-one pairing of outputs and sources, 1 as if cells were exchanged at random. Own variation: correlation of output and source, "
+    "each less the mean of its plate, which tells degrees where every source is still found. Unchanged and returned: error of a cell translated "
     "to its own condition, and there and back, over the error of another cell of its plate."
 )
 _COLUMNS = (
@@ -31,6 +33,7 @@ _COLUMNS = (
     share("auc", "others farther"),
     Column("median_rank", "median rank", digits=1),
     Column("cost", "cost of the pairs"),
+    Column("own_variation", "own variation kept"),
     Column("unchanged", "unchanged / other cell"),
     Column("returned", "there and back / other cell"),
 )
@@ -50,6 +53,9 @@ def judge_identity(target: Target) -> Part:
         found = identity_retrieval(signature, sources, plates=target.plates, blocks=arm.blocks, **target.draws.settings)
         cost = transport_cost(signature, sources, arm.blocks, **target.draws.settings).relative
         row: dict[str, Any] = {"key": arm.key, "name": arm.name, "kind": arm.kind, "cost": cost}
+        row["own_variation"] = own_variation(
+            signature, sources, plates=target.plates, blocks=arm.blocks, **target.draws.settings
+        )
         row |= {"top_1": found.top_1, "chance": found.chance, "auc": found.auc, "median_rank": found.median_rank}
         rows.append(row | _returns(target, arm))
         if arm.kind == "model":
