@@ -30,7 +30,7 @@ from cellbridge.runs import write_json
 
 SHARE = 0.9
 """Of the budget that steps are planned for: speed varies, and the budget is not to be passed."""
-FEW, MANY, TURNS = 4, 84, 2
+FEW, MANY, TURNS = 4, 84, 1
 """Optimiser steps, in all, of the two runs that speed is measured by, and how often it is."""
 
 
