@@ -10,6 +10,8 @@ from commands import options
 from cellbridge.conditions import Condition
 
 BATCH = 16
+LEARNING_RATE = 2e-3
+"""Of the networks that are trained whole, bridges and flows alike; adapters take the demo's."""
 DIFFUSION = ("--set", "solver.steps=13", "--set", "solver.guidance_scale=1.5")
 """Of DDIB and SDEdit, as in the demo."""
 
@@ -36,7 +38,7 @@ class Arm:
 
 def _bridge(*settings: str) -> Arm:
     def fits(study: Study, folder: Path, steps: int) -> dict[Path, list[str]]:
-        told = options("--set", (f"training.steps={steps}", *settings))
+        told = options("--set", (f"training.steps={steps}", f"training.learning_rate={LEARNING_RATE}", *settings))
         return {folder / "bridge": ["fit-bridge", *options("--condition", study.targets), *told]}
 
     def translate(_: Study, __: Made, folder: Path) -> list[str]:
@@ -79,7 +81,7 @@ def _over_noise(method: str, *more: str) -> Callable[[Study, Made, Path], list[s
 
 def _flow(kind: str, *, unchanged: bool) -> Arm:
     def fits(study: Study, folder: Path, steps: int) -> dict[Path, list[str]]:
-        told = options("--set", (f"training.steps={steps}",))
+        told = options("--set", (f"training.steps={steps}", f"training.learning_rate={LEARNING_RATE}"))
         return {folder / kind: ["fit-baseline", "--kind", kind, *options("--condition", study.targets), *told]}
 
     def translate(_: Study, __: Made, folder: Path) -> list[str]:
