@@ -453,8 +453,8 @@ class ImageBridgeConfig(Section):
     """Leading modes of the images on which the network starts from whole covariances; 0: from one variance a channel."""
     train: Literal["full", "lora", "scratch"] = "full"
     """All weights of the base; an adapter with the first and last layer, the time embedding and the rows of the conditions; or none of it."""
-    clock: Literal["endpoint", "noise", "elapsed"] = "endpoint"
-    """What stands for the diffusion's time: how much of the end is in the image, how much noise is in it, or how far it has come."""
+    clock: Literal["noise", "endpoint", "elapsed"] = "noise"
+    """What stands for the diffusion's time: how much noise is in the image, how much of its end, or how far it has come."""
     held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the training cells that judge the bridge and do not train it."""
     looks: PositiveInt = 1
