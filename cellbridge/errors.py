@@ -1,8 +1,9 @@
 """What can go wrong, by kind: each prints one line and ends the command with its own exit code."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class CellbridgeError(Exception):
@@ -53,6 +54,14 @@ class RunError(CellbridgeError):
 
 class CouplingError(CellbridgeError):
     """Sources and targets, or settings of a coupling between them, that do not fit together."""
+
+
+class ProblemsFound(CellbridgeError):
+    """A plate or store in which `validate` found problems; the summary, which is printed all the same, has every one of them."""
+
+    def __init__(self, message: str, *, summary: Mapping[str, Any]):
+        super().__init__(message)
+        self.summary = dict(summary)
 
 
 class NumericalError(CellbridgeError):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from cellbridge.conditions import Condition
 from cellbridge.data import store
 from cellbridge.data.manifest import Manifest
+from cellbridge.data.readers.faults import apart, each
 from cellbridge.data.readers.platemap import WellContents
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.errors import ManifestError, StoreError, did_you_mean
@@ -28,7 +29,7 @@ def join_platemaps(rows: Sequence[ImageRow], platemaps: dict[str, WellContents])
     """
     if not platemaps:
         return list(rows)
-    return [_joined(row, platemaps) for row in rows]
+    return each("platemap", lambda row: _joined(row, platemaps), rows, otherwise_as_it_is=True)
 
 
 def _joined(row: ImageRow, platemaps: dict[str, WellContents]) -> ImageRow:
@@ -64,13 +65,16 @@ def annotate(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRo
     rows = _renamed(rows, {name: column for name, column in manifest.columns.items() if name.startswith("Metadata_")})
     compound, concentration = _source_columns(rows)
     key, _, value = manifest.control.partition("=")
-    filled = [_with_compound(row, compound, key, value) for row in rows]
+    filled = each("condition", lambda row: _with_compound(row, compound, key, value), rows, otherwise_as_it_is=False)
     control = _control_name(filled, manifest)
     scale = _scale(manifest, manifest.columns.get("Metadata_Concentration", concentration or ""))
-    finished = [_finished(row, control, concentration, scale) for row in filled]
-    for row in finished:
-        condition_of(row, control=control)
-    return finished, control
+
+    def finished(row: ImageRow) -> ImageRow:
+        done = _finished(row, control, concentration, scale)
+        condition_of(done, control=control)
+        return done
+
+    return each("condition", finished, filled, otherwise_as_it_is=False), control
 
 
 def is_control(row: ImageRow) -> bool:
@@ -93,12 +97,13 @@ def require_control(rows: Iterable[ImageRow], manifest: Manifest) -> None:
     plates: dict[str, bool] = {}
     for row in rows:
         plates[row.plate] = plates.get(row.plate, False) or is_control(row)
-    without = next((plate for plate, found in plates.items() if not found), None)
-    if without is not None:
-        raise ManifestError(
-            f'plate "{without}" has no control: no row has {manifest.control}. Correct `control` in the manifest, '
-            "leave the plate out, or set intensity_reference: all."
-        )
+    for plate, found in plates.items():
+        with apart("control"):
+            if not found:
+                raise ManifestError(
+                    f'plate "{plate}" has no control: no row has {manifest.control}. Correct `control` in the manifest, '
+                    "leave the plate out, or set intensity_reference: all."
+                )
 
 
 def aliases(rows: Iterable[ImageRow]) -> dict[str, str]:

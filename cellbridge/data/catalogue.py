@@ -8,6 +8,7 @@ from cellbridge.data.manifest import Kind, Manifest
 from cellbridge.data.readers.bbbc021 import read_bbbc021
 from cellbridge.data.readers.benchmark_crops import read_benchmark_crops
 from cellbridge.data.readers.crop_table import read_crop_table
+from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.load_data import read_load_data
 from cellbridge.data.readers.metadata_tables import join_metadata_tables
 from cellbridge.data.readers.ome_zarr import read_ome_zarr
@@ -38,19 +39,28 @@ def read_catalogue(manifest: Manifest, root: Path) -> tuple[list[ImageRow], str]
     ------
     ManifestError : a table or plate map does not hold together, or a field or crop is listed twice.
     """
+    rows, control = annotate(listed_rows(manifest, root), manifest)
+    require_unique(rows, manifest)
+    return sorted(rows, key=_place), control
+
+
+def listed_rows(manifest: Manifest, root: Path) -> list[ImageRow]:
+    """Return the rows with what plate maps and metadata tables say of them, in the order of the tables.
+
+    Raises
+    ------
+    ManifestError : a table or plate map does not hold together, or `only` leaves no row.
+    """
     rows = _some(READERS[manifest.kind](manifest, root), manifest)
     folders = [manifest.locate(name, root, where="platemaps") for name in manifest.platemaps]
     rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format))
     rows = join_metadata_tables(rows, manifest, root)
-    rows = _some([row for row in rows if is_wanted(row.metadata, manifest)], manifest)
-    rows, control = annotate(rows, manifest)
-    _require_unique(rows, manifest)
-    return sorted(rows, key=_place), control
+    return _some([row for row in rows if is_wanted(row.metadata, manifest)], manifest)
 
 
 def _some(rows: list[ImageRow], manifest: Manifest) -> list[ImageRow]:
     """Return the rows; raise ManifestError where `only` has left none."""
-    if not rows:
+    if not rows and manifest.only:
         raise ManifestError(f"only: no row has {' or '.join(manifest.only)}. Correct it in the manifest.")
     return rows
 
@@ -59,7 +69,7 @@ def _place(row: ImageRow) -> tuple[str, str, tuple[int, int, str], tuple[int, in
     return row.plate, row.well, natural(row.site), natural(row.metadata.get("Metadata_Cell", ""))
 
 
-def _require_unique(rows: Sequence[ImageRow], manifest: Manifest) -> None:
+def require_unique(rows: Sequence[ImageRow], manifest: Manifest) -> None:
     """Refuse a second row for one field (under one condition, where images are counterfactual) or for one crop."""
     parts = ["Metadata_Plate", "Metadata_Well", "Metadata_Site", "Metadata_Origin"]
     seen: dict[tuple[str, ...], ImageRow] = {}
@@ -75,6 +85,7 @@ def _require_unique(rows: Sequence[ImageRow], manifest: Manifest) -> None:
         first = seen.setdefault(key, row)
         if first is not row:
             cell = f" cell {row.metadata['Metadata_Cell']}" if not manifest.holds_fields else ""
-            raise ManifestError(
-                f"{row.where}: {row.place}{cell} is listed already, in {first.where}. Remove one of the two rows."
-            )
+            with apart("duplicate"):
+                raise ManifestError(
+                    f"{row.where}: {row.place}{cell} is listed already, in {first.where}. Remove one of the two rows."
+                )

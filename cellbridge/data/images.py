@@ -74,7 +74,7 @@ def read_crop(file: Plane | Path, *, channels: int, axes: Literal["HWC", "CHW"] 
     return _checked(file, np.ascontiguousarray(image), full_scale)
 
 
-def read_array(file: Path) -> np.ndarray:
+def read_array(file: Plane | Path) -> np.ndarray:
     """Read a TIFF, PNG or .npy file as it is stored, in whatever shape and type.
 
     Raises
@@ -118,14 +118,7 @@ def _read(source: Plane | Path) -> np.ndarray:
     file = plane.file
     if is_zarr_array(file):
         return read_zarr(file, plane.index)
-    try:
-        size = file.stat().st_size
-    except OSError:
-        raise ImageError(f"{file}: no such file{_left_over(file)}. Copy it there, or remove its row.") from None
-    if not file.is_file():
-        raise ImageError(f"{file}: is no file. Correct the path in the table.")
-    if size == 0:
-        raise ImageError(f"{file}: is empty (0 bytes). Copy it again.")
+    require_file(file)
     suffix = file.suffix.lower()
     if suffix in TIFF_SUFFIXES:
         return _read_tiff(plane)
@@ -134,6 +127,19 @@ def _read(source: Plane | Path) -> np.ndarray:
     if suffix in (".png", ".bmp"):
         return _part(plane, _read_png(file) if suffix == ".png" else _read_bmp(file))
     raise ImageError(f"{file}: is none of TIFF (.tif, .tiff), .png, .bmp and .npy. Convert it.")
+
+
+def require_file(file: Path) -> int:
+    """Return how many bytes a file has; raise ImageError where there is none, or it is empty."""
+    try:
+        size = file.stat().st_size
+    except OSError:
+        raise ImageError(f"{file}: no such file{_left_over(file)}. Copy it there, or remove its row.") from None
+    if not file.is_file():
+        raise ImageError(f"{file}: is no file. Correct the path in the table.")
+    if size == 0:
+        raise ImageError(f"{file}: is empty (0 bytes). Copy it again.")
+    return size
 
 
 def _left_over(file: Path) -> str:
@@ -155,7 +161,7 @@ def _read_tiff(plane: Plane) -> np.ndarray:
     file = plane.file
     try:
         with tifffile.TiffFile(file) as tiff:
-            _require_whole(file, tiff)
+            require_whole(file, tiff)
             if not plane.index:
                 return tiff.asarray()
             if len(plane.index) > 1 or plane.index[0] >= len(tiff.pages):
@@ -197,8 +203,8 @@ def _read_bmp(file: Path) -> np.ndarray:
         raise ImageError(f"{file}: cannot be decoded ({reason}). Copy it again.") from None
 
 
-def _require_whole(file: Path, tiff: Any) -> None:
-    """Refuse a file whose pixels end before their index says; some decoders would fill in zeros."""
+def require_whole(file: Path, tiff: Any) -> None:
+    """Refuse a TIFF file whose pixels end before their index says; some decoders would fill in zeros."""
     size = file.stat().st_size
     for page in tiff.pages:
         ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]

@@ -92,6 +92,16 @@ def describe(path: Path) -> StoreInfo:
     """
     path = Path(path)
     _require_whole(path)
+    return read_info(path)
+
+
+def read_info(path: Path) -> StoreInfo:
+    """Return what the attributes of a store say, whether or not its files are all there.
+
+    Raises
+    ------
+    StoreError : it has no attributes of a store, or is of another format.
+    """
     try:
         found = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"][ATTRIBUTES]
         if found["format"] != FORMAT:

@@ -24,27 +24,49 @@ def read_zarr(folder: Path, index: tuple[int, ...]) -> np.ndarray:
     ------
     ImageError : the folder holds no whole array of uint8 or uint16, the index is outside it, or a chunk is missing or damaged.
     """
-    what = f"{folder}[{','.join(map(str, index))}]" if index else str(folder)
-    _require_plain(folder)
-    import zarr
-
-    try:
-        array: Any = zarr.open_array(str(folder), mode="r")
-        shape, dtype = tuple(array.shape), np.dtype(array.dtype)
-    except Exception as error:  # zarr raises whatever its metadata makes it stumble over
-        raise ImageError(f"{folder}: no Zarr array can be opened ({_reason(error)}). Copy it again.") from None
+    what = _name(folder, index)
+    array = _opened(folder, index)
+    dtype = np.dtype(array.dtype)
     if dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{folder}: type {dtype}, expected uint8 or uint16. Convert it without rescaling.")
-    if len(index) > len(shape) or any(i >= n for i, n in zip(index, shape, strict=False)):
-        raise ImageError(f"{what}: outside the array's shape {shape} (indices count from 0). Correct the table.")
-    chunks = _chunks_of(array, index)
-    _require_chunks(array, folder, chunks, what=what)
     try:
         values = np.asarray(array[tuple(index)] if index else array[...])
     except Exception as error:  # damaged chunks make the codecs raise their own kinds
         raise ImageError(f"{what}: cannot be decoded ({_reason(error)}). Copy it again.") from None
     _require_no_empty_inner_chunk(array, index, values, what=what)
     return values
+
+
+def describe_zarr(folder: Path, index: tuple[int, ...]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and type of what `index` leaves of an array; no pixel is read.
+
+    Raises
+    ------
+    ImageError : as for `read_zarr`, but for the type, and for chunks that are there but damaged.
+    """
+    array = _opened(folder, index)
+    return tuple(array.shape)[len(index) :], np.dtype(array.dtype)
+
+
+def _opened(folder: Path, index: tuple[int, ...]) -> Any:
+    """Return the array, after checking that the chunks are there which a part lies in."""
+    what = _name(folder, index)
+    _require_plain(folder)
+    import zarr
+
+    try:
+        array: Any = zarr.open_array(str(folder), mode="r")
+        shape = tuple(array.shape)
+    except Exception as error:  # zarr raises whatever its metadata makes it stumble over
+        raise ImageError(f"{folder}: no Zarr array can be opened ({_reason(error)}). Copy it again.") from None
+    if len(index) > len(shape) or any(i >= n for i, n in zip(index, shape, strict=False)):
+        raise ImageError(f"{what}: outside the array's shape {shape} (indices count from 0). Correct the table.")
+    _require_chunks(array, folder, _chunks_of(array, index), what=what)
+    return array
+
+
+def _name(folder: Path, index: tuple[int, ...]) -> str:
+    return f"{folder}[{','.join(map(str, index))}]" if index else str(folder)
 
 
 def _require_plain(folder: Path) -> None:

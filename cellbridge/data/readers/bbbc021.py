@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from cellbridge.data.manifest import Manifest
+from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.load_data import channel_planes, image_columns
 from cellbridge.data.readers.places import place_metadata
 from cellbridge.data.readers.rows import ImageRow
@@ -37,7 +38,8 @@ def read_bbbc021(manifest: Manifest, root: Path) -> list[ImageRow]:
     """
     rows: list[ImageRow] = []
     for name in manifest.tables:
-        rows.extend(_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
+        with apart("table"):
+            rows.extend(_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
     return rows
 
 
@@ -47,19 +49,20 @@ def _rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     rows = []
     for index, row in enumerate(table.rows):
         where = table.where(index)
-        values = {name: row[column] for column, name in _METADATA.items()}
-        column = files[manifest.channels_to_read[0]]["FileName"]
-        match = _SITE.fullmatch(row[column])
-        if match is None:
-            raise ManifestError(
-                f'{where} {column}: "{row[column]}" says no site. Names such as G10_s1_w1….tif are expected; restore the name.'
+        with apart("row"):
+            values = {name: row[column] for column, name in _METADATA.items()}
+            column = next((kinds["FileName"] for kinds in files.values() if "FileName" in kinds), "Image_FileName")
+            match = _SITE.fullmatch(row.get(column, ""))
+            if match is None:
+                raise ManifestError(
+                    f'{where} {column}: "{row.get(column, "")}" says no site. Names such as G10_s1_w1….tif are expected; restore the name.'
+                )
+            metadata = {**manifest.constants, **values, "Metadata_Site": match[1]}
+            rows.append(
+                ImageRow(
+                    metadata=place_metadata(metadata, plate_format=manifest.plate_format, where=where),
+                    images=channel_planes(row, files, manifest, root, where=where),
+                    where=where,
+                )
             )
-        metadata = {**manifest.constants, **values, "Metadata_Site": match[1]}
-        rows.append(
-            ImageRow(
-                metadata=place_metadata(metadata, plate_format=manifest.plate_format, where=where),
-                images=channel_planes(row, files, manifest, root, where=where),
-                where=where,
-            )
-        )
     return rows

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane
+from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.places import place_metadata
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
@@ -44,7 +45,8 @@ def read_benchmark_crops(manifest: Manifest, root: Path) -> list[ImageRow]:
     """
     rows: list[ImageRow] = []
     for name in manifest.tables:
-        rows.extend(_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
+        with apart("table"):
+            rows.extend(_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
     return rows
 
 
@@ -61,19 +63,20 @@ def _rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     rows = []
     for index, row in enumerate(table.rows):
         where = table.where(index)
-        path, plate = _path_and_plate(row["SAMPLE_KEY"], benchmark, where=f"{where} SAMPLE_KEY")
-        metadata = {_METADATA.get(name, f"Metadata_{name}"): text for name, text in row.items() if name != other}
-        metadata |= {"Metadata_Plate": plate}
-        if wells in row:
-            metadata["Metadata_Well"] = row[wells]
-        metadata = {**manifest.constants, **metadata}
-        rows.append(
-            ImageRow(
-                metadata=place_metadata(metadata, plate_format=manifest.plate_format, where=where),
-                images={"": Plane(resolve_path(path, root, where=f"{where} SAMPLE_KEY"))},
-                where=where,
+        with apart("row"):
+            path, plate = _path_and_plate(row["SAMPLE_KEY"], benchmark, where=f"{where} SAMPLE_KEY")
+            metadata = {_METADATA.get(name, f"Metadata_{name}"): text for name, text in row.items() if name != other}
+            metadata |= {"Metadata_Plate": plate}
+            if wells in row:
+                metadata["Metadata_Well"] = row[wells]
+            metadata = {**manifest.constants, **metadata}
+            rows.append(
+                ImageRow(
+                    metadata=place_metadata(metadata, plate_format=manifest.plate_format, where=where),
+                    images={"": Plane(resolve_path(path, root, where=f"{where} SAMPLE_KEY"))},
+                    where=where,
+                )
             )
-        )
     return rows
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane, split_index
+from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.places import place_metadata
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
@@ -18,7 +19,8 @@ def read_crop_table(manifest: Manifest, root: Path) -> list[ImageRow]:
     """
     rows: list[ImageRow] = []
     for name in manifest.tables:
-        rows.extend(_read_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
+        with apart("table"):
+            rows.extend(_read_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
     return rows
 
 
@@ -28,15 +30,16 @@ def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     rows = []
     for index, row in enumerate(table.rows):
         where = table.where(index)
-        values = {**manifest.constants, **{name: row[name] for name in kept}}
-        text, part = split_index(row["path"])
-        file = resolve_path(text, root, where=f"{where} path", prefixes=manifest.prefixes)
-        rows.append(
-            ImageRow(
-                metadata=place_metadata(values, plate_format=manifest.plate_format, where=where),
-                images={"": Plane(file, part)},
-                where=where,
-                digests={"": row["md5"].lower()} if row.get("md5") else {},
+        with apart("row"):
+            values = {**manifest.constants, **{name: row[name] for name in kept}}
+            text, part = split_index(row["path"])
+            file = resolve_path(text, root, where=f"{where} path", prefixes=manifest.prefixes)
+            rows.append(
+                ImageRow(
+                    metadata=place_metadata(values, plate_format=manifest.plate_format, where=where),
+                    images={"": Plane(file, part)},
+                    where=where,
+                    digests={"": row["md5"].lower()} if row.get("md5") else {},
+                )
             )
-        )
     return rows

@@ -16,6 +16,7 @@ from pathlib import Path
 from cellbridge.data.images import TIFF_SUFFIXES
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane
+from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.places import place_metadata
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
@@ -39,8 +40,9 @@ def read_load_data(manifest: Manifest, root: Path) -> list[ImageRow]:
     """
     rows: list[ImageRow] = []
     for name in manifest.tables:
-        table = read_table(manifest.locate(name, root, where="tables"))
-        rows.extend(_read_rows(table, manifest, root))
+        with apart("table"):
+            table = read_table(manifest.locate(name, root, where="tables"))
+            rows.extend(_read_rows(table, manifest, root))
     return rows
 
 
@@ -56,17 +58,20 @@ def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     rows = []
     for index, row in enumerate(table.rows):
         where = table.where(index)
-        values = {**manifest.constants, **{key: row[column] for key, column in metadata.items()}}
-        digests = {c: row[files[c]["MD5Digest"]] for c in manifest.channels_to_read if "MD5Digest" in files[c]}
-        rows.append(
-            ImageRow(
-                metadata=place_metadata(values, plate_format=manifest.plate_format, where=where),
-                images=channel_planes(row, files, manifest, root, where=where),
-                where=where,
-                digests={channel: md5.lower() for channel, md5 in digests.items() if md5},
-                illumination=_illumination(row, light, manifest, root, where=where),
+        with apart("row"):
+            values = {**manifest.constants, **{key: row[column] for key, column in metadata.items()}}
+            digests = {
+                c: row[files[c]["MD5Digest"]] for c in manifest.channels_to_read if "MD5Digest" in files.get(c, {})
+            }
+            rows.append(
+                ImageRow(
+                    metadata=place_metadata(values, plate_format=manifest.plate_format, where=where),
+                    images=channel_planes(row, files, manifest, root, where=where),
+                    where=where,
+                    digests={channel: md5.lower() for channel, md5 in digests.items() if md5},
+                    illumination=_illumination(row, light, manifest, root, where=where),
+                )
             )
-        )
     return rows
 
 
@@ -79,11 +84,12 @@ def image_columns(table: Table, manifest: Manifest) -> Columns:
     """
     files = _columns(table, _IMAGE_COLUMN, manifest)
     for channel in manifest.channels_to_read:
-        if channel not in files:
-            raise ManifestError(
-                f'{table.path}: no column for channel "{channel}" (FileName_{channel} or URL_{channel}).'
-                f"{did_you_mean(channel, files)}"
-            )
+        with apart("missing_channel"):
+            if channel not in files:
+                raise ManifestError(
+                    f'{table.path}: no column for channel "{channel}" (FileName_{channel} or URL_{channel}).'
+                    f"{did_you_mean(channel, files)}"
+                )
     return files
 
 
@@ -97,10 +103,11 @@ def channel_planes(
     ManifestError : a path is empty or leaves the root, or a frame is no page.
     """
     planes = {}
-    for channel in manifest.channels_to_read:
-        columns = files[channel]
-        file = _path(row, columns, manifest, root, where)
-        planes[channel] = Plane(file, _page(row, columns, file, where=where))
+    for channel in (name for name in manifest.channels_to_read if name in files):
+        with apart("row"):
+            columns = files[channel]
+            file = _path(row, columns, manifest, root, where)
+            planes[channel] = Plane(file, _page(row, columns, file, where=where))
     return planes
 
 

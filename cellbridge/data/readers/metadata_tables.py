@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cellbridge.data.layout import parse_well
 from cellbridge.data.manifest import Manifest, MetadataTable
+from cellbridge.data.readers.faults import apart, each
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
 from cellbridge.errors import ManifestError, did_you_mean
@@ -33,8 +34,9 @@ def join_metadata_tables(rows: Sequence[ImageRow], manifest: Manifest, root: Pat
     """
     joined = list(rows)
     for section in manifest.metadata_tables:
-        table = read_table(manifest.locate(section.table, root, where="metadata_tables"))
-        joined = _joined(joined, table, section, plate_format=manifest.plate_format)
+        with apart("metadata_table"):
+            table = read_table(manifest.locate(section.table, root, where="metadata_tables"))
+            joined = _joined(joined, table, section, plate_format=manifest.plate_format)
     return joined
 
 
@@ -45,7 +47,9 @@ def _joined(rows: list[ImageRow], table: Table, section: MetadataTable, *, plate
     wanted = {tuple(row.metadata.get(column, "") for column in section.keys) for row in rows}
     entries = _entries(table, section, names, wanted, plate_format=plate_format)
     absent = {_metadata_name(name): "" for name in names}
-    return [_with_entry(row, table, section, entries, absent) for row in rows]
+    return each(
+        "metadata_table", lambda row: _with_entry(row, table, section, entries, absent), rows, otherwise_as_it_is=True
+    )
 
 
 def _require_columns(rows: Sequence[ImageRow], table: Table, section: MetadataTable) -> None:
@@ -63,22 +67,23 @@ def _entries(
     """Return key → (columns, row) of the entries that some row asks for."""
     found: dict[Key, tuple[dict[str, str], int]] = {}
     for index, row in enumerate(table.rows):
-        key = tuple(
-            parse_well(row[theirs], plate_format=plate_format, where=f"{table.where(index)} {theirs}")
-            if own == "Metadata_Well"
-            else row[theirs]
-            for own, theirs in section.keys.items()
-        )
-        if key not in wanted:
-            continue
-        columns = {_metadata_name(name): row[name] for name in names}
-        first, line = found.setdefault(key, (columns, index))
-        if first != columns:
-            name = next(name for name in columns if columns[name] != first[name])
-            raise ManifestError(
-                f'{table.where(index)}: {", ".join(key)} stands in {table.where(line)} already, with {name} "{first[name]}" and not '
-                f'"{columns[name]}". Remove one of the two, or join on more columns.'
+        with apart("metadata_table"):
+            key = tuple(
+                parse_well(row[theirs], plate_format=plate_format, where=f"{table.where(index)} {theirs}")
+                if own == "Metadata_Well"
+                else row[theirs]
+                for own, theirs in section.keys.items()
             )
+            if key not in wanted:
+                continue
+            columns = {_metadata_name(name): row[name] for name in names}
+            first, line = found.setdefault(key, (columns, index))
+            if first != columns:
+                name = next(name for name in columns if columns[name] != first[name])
+                raise ManifestError(
+                    f'{table.where(index)}: {", ".join(key)} stands in {table.where(line)} already, with {name} "{first[name]}" and not '
+                    f'"{columns[name]}". Remove one of the two, or join on more columns.'
+                )
     return found
 
 

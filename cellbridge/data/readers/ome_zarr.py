@@ -15,6 +15,7 @@ from typing import Any
 
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane
+from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.errors import ManifestError
@@ -32,8 +33,9 @@ def read_ome_zarr(manifest: Manifest, root: Path) -> list[ImageRow]:
     """
     planes: list[PlaneRow] = []
     for name in manifest.folders:
-        folder = manifest.locate(name, root, where="folders")
-        planes.extend(row for row in _planes_of_plate(folder, manifest) if may_be_wanted(row.metadata, manifest))
+        with apart("table"):
+            folder = manifest.locate(name, root, where="folders")
+            planes.extend(row for row in _planes_of_plate(folder, manifest) if may_be_wanted(row.metadata, manifest))
     return gather_fields(planes, manifest)
 
 
@@ -47,13 +49,19 @@ def _planes_of_plate(folder: Path, manifest: Manifest) -> Iterator[PlaneRow]:
         )
     name = str(plate.get("name") or folder.name.removesuffix(".zarr").removesuffix(".ome"))
     for well in _part(plate, "wells", folder, kind=list):
-        place = _well(well, plate, folder)
-        well_folder = resolve_path(str(well["path"]), folder, where=f"{folder} wells")
-        for image in _part(
-            _part(_attributes(well_folder), "well", well_folder, kind=dict), "images", well_folder, kind=list
-        ):
+        with apart("row"):
+            yield from _planes_of_well(well, _well(well, plate, folder), folder, name, manifest)
+
+
+def _planes_of_well(
+    well: dict[str, Any], place: str, folder: Path, plate: str, manifest: Manifest
+) -> Iterator[PlaneRow]:
+    well_folder = resolve_path(str(well["path"]), folder, where=f"{folder} wells")
+    described = _part(_attributes(well_folder), "well", well_folder, kind=dict)
+    for image in _part(described, "images", well_folder, kind=list):
+        with apart("row"):
             path = str(image.get("path", ""))
-            metadata = {**manifest.constants, "Metadata_Plate": name, "Metadata_Well": place, "Metadata_Site": path}
+            metadata = {**manifest.constants, "Metadata_Plate": plate, "Metadata_Well": place, "Metadata_Site": path}
             if "acquisition" in image:
                 metadata["Metadata_Acquisition"] = str(image["acquisition"])
             field = resolve_path(path, well_folder, where=f"{well_folder} images")

@@ -21,6 +21,7 @@ from pathlib import Path
 from cellbridge.data.images import IMAGE_SUFFIXES, PARTIAL_SUFFIXES
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.planes import Plane
+from cellbridge.data.readers.faults import apart, refuse
 from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted, well_of
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.errors import ManifestError
@@ -47,13 +48,13 @@ def read_pattern(manifest: Manifest, root: Path) -> list[ImageRow]:
             unmatched.append(name)
         else:
             matched = True
-            planes.extend(row for row in _planes(match, root, manifest) if may_be_wanted(row.metadata, manifest))
+            with apart("row"):
+                planes.extend(row for row in _planes(match, root, manifest) if may_be_wanted(row.metadata, manifest))
     if unmatched:
         more = f", … {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
-        raise ManifestError(
-            f"{len(unmatched)} images below {root} do not match the pattern: {', '.join(unmatched[:_SHOWN])}{more}. Correct "
-            "pattern, or name what is to be left alone with ignore."
-        )
+        remedy = "Correct pattern, or name what is to be left alone with ignore."
+        summary = f"{len(unmatched)} images below {root} do not match the pattern: {', '.join(unmatched[:_SHOWN])}{more}. {remedy}"
+        refuse("row", [f"{root / name}: does not match the pattern. {remedy}" for name in unmatched], summary=summary)
     if not matched:
         raise ManifestError(f"no image below {', '.join(manifest.folders)} in {root}. Correct folders or ignore.")
     return gather_fields(planes, manifest)
@@ -71,7 +72,8 @@ def _image_names(manifest: Manifest, root: Path) -> Iterator[str]:
             if left_alone is not None and left_alone.fullmatch(path):
                 continue
             if path.lower().endswith(PARTIAL_SUFFIXES):
-                raise ManifestError(f"{root / path}: a copy that was not finished. Fetch or copy the file again.")
+                with apart("incomplete_file"):
+                    raise ManifestError(f"{root / path}: a copy that was not finished. Fetch or copy the file again.")
             if path.lower().endswith(IMAGE_SUFFIXES):
                 yield path
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cellbridge.data.layout import parse_well, well_name
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.planes import Plane
+from cellbridge.data.readers.faults import apart, refuse
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.errors import ManifestError, did_you_mean
 
@@ -92,21 +93,25 @@ def gather_fields(planes: Iterable[PlaneRow], manifest: Manifest) -> list[ImageR
     """
     fields: dict[tuple[str, str, str], dict[str, PlaneRow]] = {}
     for plane in planes:
-        placed = place_metadata(plane.metadata, plate_format=manifest.plate_format, where=plane.where)
-        channel = _stain(plane, manifest)
-        if channel not in manifest.channels_to_read:
-            continue
-        row = PlaneRow(placed, channel, plane.plane, plane.where, plane.md5)
-        place = (placed["Metadata_Plate"], placed["Metadata_Well"], placed["Metadata_Site"])
-        first = fields.setdefault(place, {}).setdefault(channel, row)
-        if first is not row:
-            raise ManifestError(
-                f"{row.where}: channel {channel} of plate {place[0]} well {place[1]} site {place[2]} is listed already, in "
-                f"{first.where}. Remove one of the two; of several focal planes, project or choose one."
-            )
+        with apart("row"):
+            placed = place_metadata(plane.metadata, plate_format=manifest.plate_format, where=plane.where)
+            channel = _stain(plane, manifest)
+            if channel in manifest.channels_to_read:
+                _add(PlaneRow(placed, channel, plane.plane, plane.where, plane.md5), fields)
     _require_channels(fields, manifest)
     of_planes = _plane_columns(fields.values(), manifest)
     return [_field(channels, manifest, of_planes) for channels in fields.values()]
+
+
+def _add(row: PlaneRow, fields: dict[tuple[str, str, str], dict[str, PlaneRow]]) -> None:
+    place = (row.metadata["Metadata_Plate"], row.metadata["Metadata_Well"], row.metadata["Metadata_Site"])
+    first = fields.setdefault(place, {}).setdefault(row.channel, row)
+    if first is not row:
+        with apart("duplicate"):
+            raise ManifestError(
+                f"{row.where}: channel {row.channel} of plate {place[0]} well {place[1]} site {place[2]} is listed already, in "
+                f"{first.where}. Remove one of the two; of several focal planes, project or choose one."
+            )
 
 
 def _stain(plane: PlaneRow, manifest: Manifest) -> str:
@@ -129,10 +134,11 @@ def _require_channels(fields: Mapping[tuple[str, str, str], Mapping[str, PlaneRo
     ]
     if lacking:
         more = f" | … {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
-        raise ManifestError(
-            f"{len(lacking)} of {len(fields)} fields lack a channel: {' | '.join(lacking[:_SHOWN])}{more}. "
-            "Add the images, or leave the channel or the field out."
+        remedy = "Add the images, or leave the channel or the field out."
+        summary = (
+            f"{len(lacking)} of {len(fields)} fields lack a channel: {' | '.join(lacking[:_SHOWN])}{more}. {remedy}"
         )
+        refuse("missing_channel", [f"{line}. {remedy}" for line in lacking], summary=summary)
 
 
 def _plane_columns(fields: Iterable[Mapping[str, PlaneRow]], manifest: Manifest) -> set[str]:
@@ -146,13 +152,18 @@ def _plane_columns(fields: Iterable[Mapping[str, PlaneRow]], manifest: Manifest)
         for other in others:
             names = {n for n in first.metadata.keys() | other.metadata.keys() if _differs(n, first, other)}
             wrong = sorted(n for n in names if n in bound or _says_what_was_done(n))
-            if wrong:
-                raise ManifestError(
-                    f'{other.where}: {wrong[0]} is "{other.metadata.get(wrong[0], "")}", but "{first.metadata.get(wrong[0], "")}" '
-                    f"in {first.where}, another channel of the same field. Correct one of the two."
-                )
+            with apart("row"):
+                _require_none(wrong, first, other)
             differing |= names
     return differing
+
+
+def _require_none(wrong: Sequence[str], first: PlaneRow, other: PlaneRow) -> None:
+    if wrong:
+        raise ManifestError(
+            f'{other.where}: {wrong[0]} is "{other.metadata.get(wrong[0], "")}", but "{first.metadata.get(wrong[0], "")}" '
+            f"in {first.where}, another channel of the same field. Correct one of the two."
+        )
 
 
 def _differs(name: str, first: PlaneRow, other: PlaneRow) -> bool:
@@ -165,7 +176,7 @@ def _says_what_was_done(name: str) -> bool:
 
 
 def _field(channels: Mapping[str, PlaneRow], manifest: Manifest, of_planes: Sequence[str] | set[str]) -> ImageRow:
-    ordered = [channels[name] for name in manifest.channels_to_read]
+    ordered = [channels[name] for name in manifest.channels_to_read if name in channels]
     first = next(iter(channels.values()))
     return ImageRow(
         metadata={name: text for name, text in first.metadata.items() if name not in of_planes},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane, split_index
+from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
@@ -25,8 +26,9 @@ def read_plane_table(manifest: Manifest, root: Path) -> list[ImageRow]:
     """
     planes: list[PlaneRow] = []
     for name in manifest.tables:
-        table = read_table(manifest.locate(name, root, where="tables"))
-        planes.extend(row for row in _planes(table, manifest, root) if may_be_wanted(row.metadata, manifest))
+        with apart("table"):
+            table = read_table(manifest.locate(name, root, where="tables"))
+            planes.extend(row for row in _planes(table, manifest, root) if may_be_wanted(row.metadata, manifest))
     return gather_fields(planes, manifest)
 
 
@@ -43,10 +45,13 @@ def _planes(table: Table, manifest: Manifest, root: Path) -> list[PlaneRow]:
     rows = []
     for index, row in enumerate(table.rows):
         where = table.where(index)
-        text, part = split_index(row[special["path"]])
-        file = resolve_path(text, root, where=f"{where} {special['path']}", prefixes=manifest.prefixes)
-        metadata = {**manifest.constants, **{names[name]: row[name] for name in names}}
-        rows.append(PlaneRow(metadata, row[special["channel"]], Plane(file, part), where, row.get(special["md5"], "")))
+        with apart("row"):
+            text, part = split_index(row[special["path"]])
+            file = resolve_path(text, root, where=f"{where} {special['path']}", prefixes=manifest.prefixes)
+            metadata = {**manifest.constants, **{names[name]: row[name] for name in names}}
+            rows.append(
+                PlaneRow(metadata, row[special["channel"]], Plane(file, part), where, row.get(special["md5"], ""))
+            )
     return rows
 
 

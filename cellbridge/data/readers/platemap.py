@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellbridge.data.layout import parse_well
+from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.tables import read_table
 from cellbridge.errors import ManifestError
 
@@ -25,11 +26,19 @@ def read_platemaps(folders: Sequence[Path], *, plate_format: int) -> dict[str, W
     """
     plates: dict[str, WellContents] = {}
     for folder in folders:
-        table = read_table(folder / BARCODE_TABLE)
-        table.require("Assay_Plate_Barcode", "Plate_Map_Name")
-        maps: dict[str, WellContents] = {}
-        for index, row in enumerate(table.rows):
-            plate, name = row["Assay_Plate_Barcode"], row["Plate_Map_Name"]
+        with apart("platemap"):
+            _read_folder(folder, plates, plate_format=plate_format)
+    return plates
+
+
+def _read_folder(folder: Path, plates: dict[str, WellContents], *, plate_format: int) -> None:
+    """Add the plates of one folder."""
+    table = read_table(folder / BARCODE_TABLE)
+    table.require("Assay_Plate_Barcode", "Plate_Map_Name")
+    maps: dict[str, WellContents] = {}
+    for index, row in enumerate(table.rows):
+        plate, name = row["Assay_Plate_Barcode"], row["Plate_Map_Name"]
+        with apart("platemap"):
             if plate in plates:
                 raise ManifestError(
                     f'{table.path} row {table.lines[index]}: plate "{plate}" stands twice. Remove one row.'
@@ -37,7 +46,6 @@ def read_platemaps(folders: Sequence[Path], *, plate_format: int) -> dict[str, W
             if name not in maps:
                 maps[name] = _read_map(_map_file(folder, name, where=table.where(index)), plate_format=plate_format)
             plates[plate] = maps[name]
-    return plates
 
 
 def _map_file(folder: Path, name: str, *, where: str) -> Path:
@@ -57,10 +65,13 @@ def _read_map(file: Path, *, plate_format: int) -> WellContents:
     table.require("well_position")
     wells: WellContents = {}
     for index, row in enumerate(table.rows):
-        well = parse_well(row["well_position"], plate_format=plate_format, where=table.where(index))
-        if well in wells:
-            raise ManifestError(f"{file} row {table.lines[index]}: well {well} stands twice. Remove one row.")
-        wells[well] = {
-            f"Metadata_{name.removeprefix('Metadata_')}": cell for name, cell in row.items() if name != "well_position"
-        }
+        with apart("platemap"):
+            well = parse_well(row["well_position"], plate_format=plate_format, where=table.where(index))
+            if well in wells:
+                raise ManifestError(f"{file} row {table.lines[index]}: well {well} stands twice. Remove one row.")
+            wells[well] = {
+                f"Metadata_{name.removeprefix('Metadata_')}": cell
+                for name, cell in row.items()
+                if name != "well_position"
+            }
     return wells

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellbridge.data.readers.faults import apart
 from cellbridge.errors import ManifestError, did_you_mean
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -59,15 +60,18 @@ def read_table(path: Path) -> Table:
     repeated = next((name for name in columns if name and columns.count(name) > 1), None)
     if repeated is not None:
         raise ManifestError(f'{path} row 1: column "{repeated}" stands twice. Rename or remove one of them.')
+    whole = []
     for line, row in numbered[1:]:
-        if len(row) != len(columns):
-            raise ManifestError(
-                f"{path} row {line}: {len(row)} fields, the header has {len(columns)} (separator {separator!r}). Fix the row."
-            )
-    rows = tuple({name: cell for name, cell in zip(columns, row, strict=True) if name} for _, row in numbered[1:])
+        with apart("row"):
+            if len(row) != len(columns):
+                raise ManifestError(
+                    f"{path} row {line}: {len(row)} fields, the header has {len(columns)} (separator {separator!r}). Fix the row."
+                )
+            whole.append((line, row))
+    rows = tuple({name: cell for name, cell in zip(columns, row, strict=True) if name} for _, row in whole)
     if not rows:
         raise ManifestError(f"{path}: has a header and no row. Nothing can be read from it.")
-    return Table(path, tuple(name for name in columns if name), rows, tuple(line for line, _ in numbered[1:]))
+    return Table(path, tuple(name for name in columns if name), rows, tuple(line for line, _ in whole))
 
 
 def _read_parquet(path: Path) -> Table:
@@ -107,14 +111,7 @@ def _non_empty(rows: Iterator[list[str]]) -> Iterator[list[str]]:
 
 
 def _decode(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        if data.startswith(_GZIP_MAGIC):
-            data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such table. Check the manifest's tables and root.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise ManifestError(f"{path}: cannot be read ({error}). Copy the file again.") from None
+    data = table_bytes(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -123,3 +120,16 @@ def _decode(path: Path) -> str:
     if "\x00" in text:
         raise ManifestError(f"{path}: holds zero bytes, so it is no UTF-8 table. Save it as CSV in UTF-8.")
     return text
+
+
+def table_bytes(path: Path) -> bytes:
+    """Return a text table as it is stored, unpacked; raise ManifestError where it is missing or cannot be read."""
+    try:
+        data = path.read_bytes()
+        if data.startswith(_GZIP_MAGIC):
+            data = gzip.decompress(data)
+        return data
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such table. Check the manifest's tables and root.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}). Copy the file again.") from None

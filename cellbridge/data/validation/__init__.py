@@ -1,0 +1,1 @@
+"""Everything that is wrong with a plate or a store, found in one pass, as plain values."""

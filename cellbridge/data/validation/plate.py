@@ -1,0 +1,220 @@
+"""A plate or data set: what its tables say, then its images, each by itself and beside the others."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellbridge.data.annotation import annotate, require_control
+from cellbridge.data.catalogue import listed_rows, require_unique
+from cellbridge.data.manifest import Manifest
+from cellbridge.data.readers.faults import listed
+from cellbridge.data.readers.platemap import read_platemaps
+from cellbridge.data.readers.rows import ImageRow, natural
+from cellbridge.data.survey import stored_bits, unused_bits
+from cellbridge.data.validation.forms import check_forms
+from cellbridge.data.validation.looks import COPY_AGAIN, Looking, Seen
+from cellbridge.data.validation.problems import Findings
+from cellbridge.errors import ManifestError
+
+FIELDS_AT_ONCE, CROPS_AT_ONCE = 4, 64
+_LEAST_BITS = 8
+Shared = Callable[[Looking, int], Iterator[tuple[int, list[Seen]]]]
+"""Does a job for so many blocks, in several processes, and yields each number and what came out, as they are finished."""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A data set to be validated.
+
+    Parameters
+    ----------
+    file : its manifest.
+    all_cells : whether its intensity maps rest on all cells, so that plates need no control.
+    max_saturated : share of pixels at the largest count from which a channel is saturated.
+    """
+
+    manifest: Manifest
+    root: Path
+    file: Path
+    deep: bool
+    all_cells: bool
+    max_saturated: float
+
+
+def check_plate(plate: Plate, findings: Findings, *, share: Shared) -> None:
+    """Note everything that is wrong with a data set; memory grows by some hundred bytes an image.
+
+    Parameters
+    ----------
+    share : how the work is shared among processes.
+    """
+    check_forms(plate.manifest, plate.root, findings)
+    rows = check_tables(plate, findings)
+    each = FIELDS_AT_ONCE if plate.manifest.holds_fields else CROPS_AT_ONCE
+    looking = Looking(rows, plate.manifest, each, plate.deep)
+    blocks = dict(share(looking, -(-len(rows) // each)))
+    check_images(rows, [seen for number in sorted(blocks) for seen in blocks[number]], plate, findings)
+
+
+def check_tables(plate: Plate, findings: Findings) -> list[ImageRow]:
+    """Note what is wrong with the tables, and return the rows whose images can be looked at."""
+    manifest, rows = plate.manifest, []
+    with listed() as faults:
+        with _noted(findings, plate.file, kind="table"):
+            rows = listed_rows(manifest, plate.root)
+        if rows:
+            described = rows
+            with _noted(findings, plate.file, kind="condition"):
+                described, _ = annotate(rows, manifest)
+            require_unique(rows, manifest)
+            if not plate.all_cells:
+                require_control(
+                    described if all("Metadata_pert_type" in r.metadata for r in described) else [], manifest
+                )
+    findings.add_faults(faults, default=plate.file)
+    _check_sites(rows, manifest, findings)
+    _check_files(rows, findings)
+    _check_wells(rows, plate, findings)
+    return sorted(rows, key=lambda row: (row.plate, row.well, natural(row.site)))
+
+
+@contextmanager
+def _noted(findings: Findings, file: Path, *, kind: str) -> Iterator[None]:
+    """Note an error that concerns the whole of a step, and go on after it."""
+    try:
+        yield
+    except ManifestError as error:
+        findings.add_text(kind, str(error), default=file)
+
+
+def _check_sites(rows: Sequence[ImageRow], manifest: Manifest, findings: Findings) -> None:
+    """Note wells without a site that more than half of the wells of their plate have."""
+    if not manifest.holds_fields:
+        return
+    wells: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    first: dict[tuple[str, str], ImageRow] = {}
+    for row in rows:
+        wells[row.plate][row.well].add(row.site)
+        first.setdefault((row.plate, row.well), row)
+    for plate, sites in wells.items():
+        having = Counter(site for some in sites.values() for site in some)
+        usual = {site for site, count in having.items() if 2 * count > len(sites)}
+        for well, some in sorted(sites.items()):
+            for site in sorted(usual - some, key=natural):
+                found = f"plate {plate} well {well} has no site {site}, which {having[site]} of {len(sites)} wells have"
+                file = first[plate, well].where.partition(" row ")[0]
+                findings.add(
+                    "missing_site", found, "Copy its images and add its rows, or leave the well out.", file=file
+                )
+
+
+def _check_files(rows: Sequence[ImageRow], findings: Findings) -> None:
+    """Note files, pages and parts that are listed for two channels or fields."""
+    first: dict[str, tuple[ImageRow, str]] = {}
+    for row in rows:
+        for key, plane in row.images.items():
+            other, channel = first.setdefault(str(plane), (row, key))
+            if other is not row or channel != key:
+                found = f"{plane} is listed for {_name(other, channel)} and for {_name(row, key)}"
+                _add(findings, "duplicate", found, "Correct one of the two rows.", row, key)
+
+
+def _check_wells(rows: Sequence[ImageRow], plate: Plate, findings: Findings) -> None:
+    """Remark the wells of a plate map that hold something and have no image, of plates that have any."""
+    try:
+        with listed():
+            folders = [plate.manifest.locate(name, plate.root, where="platemaps") for name in plate.manifest.platemaps]
+            maps = read_platemaps(folders, plate_format=plate.manifest.plate_format)
+    except ManifestError:  # told of where the rows are read
+        return
+    imaged: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        imaged[row.plate].add(row.well)
+    for name, wells in sorted(imaged.items()):
+        for well in sorted(set(maps.get(name, {})) - wells):
+            found = f"plate {name} well {well} is in the plate map and has no image"
+            findings.add("empty_well", found, "Copy its images, or leave it: nothing is made of it.", file=plate.file)
+
+
+def check_images(rows: Sequence[ImageRow], seen: Sequence[Seen], plate: Plate, findings: Findings) -> None:
+    """Note what is wrong with the images, each by itself and beside the others."""
+    for one in seen:
+        findings.problems.extend(one.problems)
+    together = 0
+    for one in seen:
+        for pixels in one.pixels.values():
+            together |= pixels.bits
+    _check_alike(rows, seen, findings)
+    _check_saturation(rows, seen, unused_bits([together]), plate, findings)
+    _check_repeats(rows, seen, findings)
+    if plate.deep and (shifted := stored_bits([together], full_scale=plate.manifest.full_scale)):
+        findings.add("stored_shifted", str(shifted["words"]), "Nothing needs to be done.", file=plate.file)
+    n_bytes = sum({str(rows[s.number].images[s.key].file): s.header.n_bytes for s in seen if s.header}.values())
+    unit = "fields" if plate.manifest.holds_fields else "crops"
+    read = sum(bool(s.pixels) for s in seen)
+    findings.looked_at |= {unit: len(rows), "images": len(seen), "images_read_whole": read, "bytes": n_bytes}
+
+
+def _check_alike(rows: Sequence[ImageRow], seen: Sequence[Seen], findings: Findings) -> None:
+    """Note images whose shape is not that of most of their plate's, or whose type is not that of most of the channel's."""
+    for what, kind in (("shape", "shape"), ("dtype", "bit_depth")):
+        groups: dict[tuple[str, str], list[Seen]] = defaultdict(list)
+        wrong = {(p.number, p.key) for p in seen if any(problem.kind == kind for problem in p.problems)}
+        for one in seen:
+            if one.header is not None and (one.number, one.key) not in wrong:
+                groups[rows[one.number].plate, one.key if what == "dtype" else ""].append(one)
+        for (name, _), group in groups.items():
+            values = [getattr(one.header, what) for one in group]
+            usual, count = Counter(values).most_common(1)[0]
+            for one, value in zip(group, values, strict=True):
+                if value != usual:
+                    row = rows[one.number]
+                    found = f"{row.images[one.key]}: {what} {value}, {count} of {len(group)} images of plate {name} have {usual}"
+                    _add(findings, kind, found, "Copy or export it again.", row, one.key)
+
+
+def _check_saturation(
+    rows: Sequence[ImageRow], seen: Sequence[Seen], unused: int, plate: Plate, findings: Findings
+) -> None:
+    full = plate.manifest.full_scale >> unused << unused
+    for one in seen:
+        for channel, pixels in one.pixels.items():
+            if (
+                pixels.low == pixels.high
+                or pixels.at_high <= plate.max_saturated
+                or not _ends(pixels.high, full, unused)
+            ):
+                continue
+            row = rows[one.number]
+            found = f"{row.images[one.key]}: {pixels.at_high:.1%} of the pixels have the count {pixels.high}, the camera's largest"
+            remedy = "Image it again with less light or gain, leave the field out, or raise max_saturated."
+            _add(findings, "saturated", found, remedy, row, channel)
+
+
+def _ends(high: int, full: int, unused: int) -> bool:
+    """Say whether a count is the last that the full scale, or a camera of 8, 10, 12, 14 or 16 bits, can give."""
+    steps = (high >> unused) + 1
+    return high >= full or (steps & (steps - 1) == 0 and steps.bit_length() - 1 in range(_LEAST_BITS, 17, 2))
+
+
+def _check_repeats(rows: Sequence[ImageRow], seen: Sequence[Seen], findings: Findings) -> None:
+    """Note images whose pixels have been there before, in another file."""
+    first: dict[str, Seen] = {}
+    for one in seen:
+        other = first.setdefault(one.digest, one) if one.digest else one
+        row, plane = rows[one.number], rows[one.number].images[one.key]
+        before = rows[other.number].images[other.key]
+        if other is not one and str(plane) != str(before):
+            found = f"{plane} holds the pixels of {before} ({_name(rows[other.number], other.key)})"
+            _add(findings, "duplicate", found, f"Find out which of the two is right. {COPY_AGAIN}", row, one.key)
+
+
+def _add(findings: Findings, kind: str, found: str, remedy: str, row: ImageRow, channel: str) -> None:
+    file, _, line = row.where.partition(" row ")
+    findings.add(kind, found, remedy, file=file, row=int(line) if line.isdecimal() else None, at=_name(row, channel))
+
+
+def _name(row: ImageRow, channel: str) -> str:
+    return f"{row.place} {channel}".strip()
