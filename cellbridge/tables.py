@@ -38,14 +38,33 @@ def write_cells(frame: "pd.DataFrame", directory: Path) -> str:
     return CELLS
 
 
-def write_parquet(frame: "pd.DataFrame", file: Path) -> None:
-    """Write a table as parquet under its name when it is whole; columns of text stay text, even where all are missing."""
+def write_parquet(frame: "pd.DataFrame", file: Path, *, notes: Mapping[str, str] | None = None) -> None:
+    """Write a table as parquet under its name when it is whole; columns of text stay text, even where all are missing.
+
+    Parameters
+    ----------
+    notes : what the file's schema says besides, for `parquet_notes`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table({str(name): _column(list(values)) for name, values in frame.items()})
+    if notes:
+        table = table.replace_schema_metadata(dict(notes))
     with publish_file(file) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def parquet_notes(file: Path) -> dict[str, str]:
+    """Return what `write_parquet` was told to say of a table; nothing where the file is no parquet or says nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return {}
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in found.items()}
 
 
 def _column(values: Sequence[Any]) -> Any:

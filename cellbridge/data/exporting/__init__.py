@@ -1,0 +1,1 @@
+"""Cells on their way out: into the files that other communities open."""
