@@ -177,11 +177,14 @@ def test_a_translation_by_three_processes_is_the_store_of_one(study: Path, adapt
     cut = ["--set", "solver.steps=2", "--set", "batch_size=3", "--n", 10, "--target", "DMSO", "--target", "taxol"]
     for count in (1, 3):
         out = study / f"translated-{count}.zarr"
-        call(count, "translate", "--store", study / "store.zarr", *models, *cut, "--out", out)
-    one, three = (
-        json.loads((study / f"translated-{count}.zarr" / MANIFEST).read_text(encoding="utf-8")) for count in (1, 3)
-    )
-    assert one["files"] == three["files"]
+        call(count, "translate", "--store", study / "store.zarr", *models, *cut, "--trajectories", 4, "--out", out)
+    for name in ("translated-{}.zarr", "translated-{}_trajectories.zarr"):
+        one, three = (
+            json.loads((study / name.format(count) / MANIFEST).read_text(encoding="utf-8")) for count in (1, 3)
+        )
+        for file in one["files"]:
+            if file != "zarr.json" or "trajectories" not in name:  # which names its pictures
+                assert one["files"][file] == three["files"][file]
     assert not list(study.glob(".translated*"))
 
 
