@@ -1,6 +1,7 @@
 """Wells and plate formats: `a1`, `A1` and `A01` are one well, and a well must lie on its plate."""
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from cellbridge.errors import ManifestError
@@ -57,3 +58,17 @@ def parse_well(text: str, *, plate_format: int = 384, where: str = "well") -> st
             f'{where}: well "{text.strip()}" is outside a {plate_format}-well plate (A01–{well_name(rows - 1, columns - 1)}). {remedy}'
         )
     return well_name(row, column - 1)
+
+
+def well_position(well: str) -> tuple[int, int]:
+    """Return row and column, both counted from 0, of a well in the form `A01`."""
+    letters = well.rstrip("0123456789")
+    row = ord(letters[-1]) - 65 + (26 if len(letters) == 2 else 0)
+    return row, int(well[len(letters) :]) - 1
+
+
+def smallest_format(wells: Iterable[str], *, among: Sequence[int] = (96, 384, 1536)) -> int:
+    """Return the first of some plate formats that has all of the wells; the last where none has."""
+    places = [well_position(well) for well in wells]
+    rows, columns = (max((place[axis] for place in places), default=0) for axis in (0, 1))
+    return next((size for size in among if rows < SHAPES[size][0] and columns < SHAPES[size][1]), among[-1])

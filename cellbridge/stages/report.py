@@ -1,22 +1,18 @@
 """`cellbridge report`: an evaluation, and the training runs behind it, as one self-contained HTML page. It renders; it computes nothing."""
 
-import base64
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from pydantic import Field
 
 from cellbridge.errors import RunError
+from cellbridge.reporting.pages import data_uri, png_bytes, rendered
 from cellbridge.runs import RunDir, write_text
 from cellbridge.settings import Section
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _TEMPLATE = "page.html.j2"
 _FORMATS = (2, 3)
@@ -48,7 +44,8 @@ def run(config: Config, *, out: Path | None = None) -> dict[str, Any]:
     page = config.out or RunDir(out or evaluations[0][0]).report
     views = [_evaluation_page(path, metrics, page=page) for path, metrics in evaluations]
     conditions = " · ".join(f"{target['source']} → {target['target']}" for view in views for target in view["targets"])
-    html = _rendered(
+    html = rendered(
+        _TEMPLATE,
         title=config.title or "Translated cells, judged",
         conditions=conditions,
         pages=views,
@@ -56,22 +53,6 @@ def run(config: Config, *, out: Path | None = None) -> dict[str, Any]:
     )
     write_text(page, html)
     return {"report": str(page), "evaluations": len(evaluations), "training runs": len(trainings)}
-
-
-def _rendered(**values: Any) -> str:
-    import jinja2
-
-    import cellbridge.reporting
-
-    templates = Path(cellbridge.reporting.__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(_TEMPLATE).render(**values)
 
 
 def _read(runs: Sequence[Path]) -> tuple[list[tuple[Path, dict[str, Any]]], list[Path]]:
@@ -145,7 +126,7 @@ def _training_view(path: Path) -> dict[str, Any]:
     return {
         "name": path.name,
         "facts": training_facts(logged),
-        "curve": None if axes is None else _png(axes),
+        "curve": None if axes is None else data_uri(png_bytes(axes)),
         "samples": _inline(samples[-1]) if samples else None,
     }
 
@@ -160,14 +141,6 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
             ) from None
 
 
-def _png(axes: "Axes") -> str:
-    buffer = BytesIO()
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.savefig(buffer, format="png", dpi=170, bbox_inches="tight", pad_inches=0.06)
-    return _data_uri(buffer.getvalue())
-
-
 def _figure(run: Path, name: str) -> str:
     """Return a figure of a run; the page may be passed on, so that no other file of this machine goes into it."""
     file = run / name
@@ -180,11 +153,6 @@ def _figure(run: Path, name: str) -> str:
 
 def _inline(file: Path) -> str:
     try:
-        return _data_uri(file.read_bytes())
+        return data_uri(file.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{file}: is missing. Run `cellbridge evaluate` again.") from None
-
-
-def _data_uri(content: bytes) -> str:
-    kind = "gif" if content.startswith(b"GIF8") else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
