@@ -28,15 +28,17 @@ class Arm:
     translate : what `translate` is told, beside store, cells, targets and seed.
     trained_as : the arm whose models it uses, where it trains none of its own.
     unchanged : whether it can be asked for the condition that cells are under.
+    steps : of its training, where it is not to take as many as the budget allows.
     """
 
     fits: Fits
     translate: Callable[[Study, Made, Path], list[str]]
     trained_as: str | None = None
     unchanged: bool = True
+    steps: int | None = None
 
 
-def _bridge(*settings: str) -> Arm:
+def _bridge(*settings: str, steps: int | None = None) -> Arm:
     def fits(study: Study, folder: Path, steps: int) -> dict[Path, list[str]]:
         told = options("--set", (f"training.steps={steps}", f"training.learning_rate={LEARNING_RATE}", *settings))
         return {folder / "bridge": ["fit-bridge", *options("--condition", study.targets), *told]}
@@ -44,7 +46,7 @@ def _bridge(*settings: str) -> Arm:
     def translate(_: Study, __: Made, folder: Path) -> list[str]:
         return ["--method", "bridge", "--bridge", str(folder / "bridge")]
 
-    return Arm(fits, translate)
+    return Arm(fits, translate, steps=steps)
 
 
 def _refined(*settings: str) -> Arm:
@@ -94,12 +96,14 @@ ARMS = {
     "S0": _bridge("bridge.coupling=independent"),
     "S1": _bridge("bridge.coupling=ot"),
     "S2": _refined("bridge.coupling=ot"),
+    "linear start": _bridge("bridge.coupling=independent", steps=1),
     "DDIB with LoRA": Arm(_lora, _over_noise("ddib")),
     "SDEdit": Arm(_lora, _over_noise("sdedit", "--strength", "0.5"), trained_as="DDIB with LoRA"),
     "control-flow": _flow("control-flow", unchanged=False),
     "noise-flow": _flow("noise-flow", unchanged=True),
 }
-"""S0: bridge matching, S1: OT-coupled bridge, S2: S1 refined; one network for all conditions in each, and in the flows."""
+"""S0: bridge matching, S1: OT-coupled bridge, S2: S1 refined; one network for all conditions in each, and in the flows. The linear start is what
+bridges begin with, after one step: what their networks add is beyond it."""
 
 
 def fit_commands(study: Study, made: Made, arm: Arm, folder: Path, *, steps: int, seed: int) -> dict[Path, list[str]]:

@@ -51,7 +51,9 @@ def plan(study: Study, made: Made, out: Path, *, names: Sequence[str], seconds: 
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if any(each["seconds"] != seconds for each in found.values()):
         raise SystemExit(f"{file}: is of another budget than --seconds {seconds:g}. Choose another --out.")
-    missing = [name for name in dict.fromkeys(ARMS[name].trained_as or name for name in names) if name not in found]
+    trained = dict.fromkeys(ARMS[name].trained_as or name for name in names)
+    found |= {name: {"seconds": seconds, "steps": steps} for name in trained if (steps := ARMS[name].steps) is not None}
+    missing = [name for name in trained if name not in found]
     costs: dict[str, list[dict[int, float]]] = {name: [] for name in missing}
     for _ in range(TURNS):
         for name in missing:
