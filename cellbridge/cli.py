@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from cellbridge import processes
-from cellbridge.errors import CellbridgeError, ResourceError, StoppedBySignal, did_you_mean, is_out_of_memory
+from cellbridge.errors import (
+    CellbridgeError,
+    ProblemsFound,
+    ResourceError,
+    StoppedBySignal,
+    did_you_mean,
+    is_out_of_memory,
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,29 @@ COMMANDS = (
                 "--crops-from", "crops_from", "cut the same cells as this store, out of other images of the same fields"
             ),
         ),
+    ),
+    Command(
+        "validate",
+        "validate",
+        "find everything that is wrong with a plate or a store, in one pass",
+        (
+            Option("--root", "root", "where the data set's files lie"),
+            Option("--deep", "deep", "read every pixel; by default tables and the heads of files only", switch=True),
+            Option("--strict", "strict", "take remarks for problems, too", switch=True),
+        ),
+        writes=False,
+        positional=(Option("path", "path", "a manifest.yaml, the folder that holds one, or a store"),),
+        behind=("path", "what", "clean", "problems", "remarks", "looked_at", "kinds", "all"),
+    ),
+    Command(
+        "inspect",
+        "inspect",
+        "show what a plate or a store looks like: plate maps, histograms and a montage, as PNG and one page",
+        (
+            Option("--root", "root", "where the data set's files lie"),
+            Option("--sites-per-well", "sites_per_well", "fields of each well of a data set to look at (default: 1)"),
+        ),
+        positional=(Option("path", "path", "a store, a manifest.yaml, or the folder that holds one"),),
     ),
     Command(
         "train-classifier",
@@ -279,6 +309,21 @@ COMMANDS = (
         positional=(Option("runs", "runs", "the evaluation, and the training runs whose curves to show", many=True),),
     ),
     Command(
+        "export",
+        "export",
+        "cells in the files that others open: AnnData, OME-Zarr plates, profiles of wells",
+        (
+            Option("--to", "to", "anndata (.h5ad), ome-zarr (a folder of plates) or profiles (.parquet)"),
+            Option(
+                "--translated", "translated", "a store translated from it, to go beside it; give several", many=True
+            ),
+            Option("--features", "features", "features of the cells or wells: .csv, .parquet or .npy"),
+            Option("--ngff", "ngff", "the OME-Zarr version, 0.5 (default) or 0.4"),
+            Option("--overwrite", "overwrite", "replace what an earlier export left there", switch=True),
+        ),
+        positional=(Option("store", "store", "the store to export"),),
+    ),
+    Command(
         "benchmark",
         "benchmark",
         "measure what cellbridge costs and gains, as ratios to other ways of doing the same",
@@ -327,6 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Command, arguments: argparse.Namespace) -> int:
     try:
         summary = _call(command, arguments)
+    except ProblemsFound as error:
+        _show(command, error.summary, as_json=arguments.json)
+        return _fail(command, error, error.exit_code, debug=arguments.debug)
     except CellbridgeError as error:
         return _fail(command, error, error.exit_code, debug=arguments.debug)
     except KeyboardInterrupt as error:
