@@ -58,7 +58,7 @@ class FlowCells:
 def flow_cells(
     store: Store, rows: np.ndarray, card: FlowCard, *, config: FlowFitConfig, device: torch.device
 ) -> FlowCells:
-    """Hold the cells of `rows` in memory and order their lines by (seed, step).
+    """Hold the cells of `rows` in memory and order their lines by (seed, step), every condition as often as another.
 
     Raises
     ------
@@ -86,14 +86,20 @@ def flow_cells(
         "seed": training.seed,
     }
     if recipe.kind == "noise-flow":
-        cells = BatchSource(data, augment=config.augment, **order)
+        cells = BatchSource(data, augment=config.augment, sampling=_evenly(names), **order)
         return FlowCells(data, names, plates, noise_lines(cells, draws))
-    pairs = _WithinPlates(names, plates, card, across_plates=config.across_plates, seed=training.seed)
+    pairs = WithinPlates(names, plates, card, across_plates=config.across_plates, seed=training.seed)
     paired = PairSource(data, pairs, count=pairs.count, augment=config.augment, **order)
     return FlowCells(data, names, plates, control_lines(paired, draws), pairs.notes)
 
 
-class _WithinPlates:
+def _evenly(names: np.ndarray) -> Tensor:
+    """Return the weight of each cell, of which those of a condition sum to one: controls are many, and would fill the batches."""
+    _, condition, counts = np.unique(names.astype(str), return_inverse=True, return_counts=True)
+    return torch.from_numpy(1 / counts[condition])
+
+
+class WithinPlates:
     """Epoch → every control cell with a target of its plate drawn by lot, once for each condition that the plate has."""
 
     def __init__(self, names: np.ndarray, plates: np.ndarray, card: FlowCard, *, across_plates: bool, seed: int):

@@ -15,6 +15,7 @@ from cellbridge.conditions import Condition
 from cellbridge.config import SolverConfig
 from cellbridge.data.store import open_store, write_store
 from cellbridge.errors import ConditionError, ConfigError, CouplingError, StoppedBySignal, StoreError
+from cellbridge.flow_fitting import WithinPlates, flow_cells
 from cellbridge.runs import RunDir
 from cellbridge.settings import load
 from cellbridge.stages import fit_baseline, pretrain
@@ -147,6 +148,39 @@ def test_a_resumed_flow_is_the_one_that_was_never_stopped(study, tmp_path, monke
     assert json.loads((halves / "events.jsonl").read_text().splitlines()[-1])["event"] == "finished"
     first, second = weights(whole), weights(halves)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_condition_is_learnt_as_often_as_another(study, kind):
+    """The controls, of which there are four wells to three, as any other."""
+    store, card = open_store(study["store"]), load_flow(study[kind]).card
+    rows = store.select(split="train")
+    config = load(
+        fit_baseline.Config,
+        overrides=[f"store={study['store']}", f"kind={kind}", "conditions=[shrinker,dimmer]", "training.batch_size=64"],
+    )
+    cells = flow_cells(store, rows, card, config=config, device=torch.device("cpu"))
+    labels = torch.cat([cells.lines(step, 0).labels for step in range(30)]) % len(card.network.conditions)
+    shown = labels[labels > 0]  # the rest had their condition hidden
+    shares = torch.bincount(shown, minlength=4)[1:] / len(shown)
+    expected = [1 / 3, 1 / 3, 1 / 3] if kind == "noise-flow" else [0.0, 0.5, 0.5]
+    assert torch.allclose(shares, torch.tensor(expected), atol=0.05)
+
+
+def test_pairs_are_of_one_plate_and_use_every_control_once_for_each_condition(study):
+    store, card = open_store(study["store"]), load_flow(study["control-flow"]).card
+    rows = store.select(split="train")
+    names, plates = store.condition_names[rows], store.plates[rows]
+    pairs = WithinPlates(names, plates, card, across_plates=False, seed=0)
+    (sources, targets), (_, later) = pairs(0), pairs(1)
+    assert len(sources) == pairs.count
+    assert (plates[sources] == plates[targets]).all()
+    controls = np.flatnonzero(names == "DMSO")
+    for condition in ("shrinker@1", "dimmer@5"):
+        assert sorted(sources[names[targets] == condition]) == list(controls)
+    assert set(names[targets]) == {"shrinker@1", "dimmer@5"}
+    assert (targets != later).any()
+    assert (pairs(0)[1] == targets).all()
 
 
 def test_another_flow_gives_the_weights_to_start_from(study, tmp_path):
