@@ -102,6 +102,9 @@ def histogram(
             density = counts / counts.sum() / widths
             ax.stairs(density, shown, color=colour, linewidth=1.3, label=f"{plain(name)} ({int(counts.sum()):,} px)")
     ax.set_xscale("log")
+    taken = np.flatnonzero(sum(groups.values(), np.zeros(len(widths))))
+    if len(taken):
+        ax.set_xlim(shown[taken[0]] / 1.5, 1.3 * max(shown[taken[-1] + 1], full_scale or 0))
     if full_scale is not None:
         ax.axvline(full_scale, color=MUTED, linewidth=0.8, linestyle=":")
     ax.set_xlabel("count", fontsize=8)

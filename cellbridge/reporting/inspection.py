@@ -92,13 +92,15 @@ def _rejected(scene: Scene) -> list[dict[str, Any]]:
 def well_rows(scene: Scene) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the numbers behind the maps, one row per well."""
     channels = scene.overview.channels
-    columns = ["Metadata_Plate", "Metadata_Well", "control", "fields" if scene.per_unit else "images", "cells"]
+    columns = ["Metadata_Plate", "Metadata_Well", "control", *(["fields"] if scene.per_unit else []), "cells"]
     rows = []
     for plate, wells in sorted(scene.overview.plates.items()):
         for well, seen in sorted(wells.items()):
-            means = {f"mean_count_{name}": seen.sums[i] / max(1, seen.pixels) for i, name in enumerate(channels)}
+            means = {
+                f"mean_count_{name}": f"{seen.sums[i] / max(1, seen.pixels):.6g}" for i, name in enumerate(channels)
+            }
             rows.append(
                 {"Metadata_Plate": plate, "Metadata_Well": well, "control": seen.control}
-                | {columns[3]: seen.units, "cells": seen.cells, **means}
+                | {"fields": seen.units, "cells": seen.cells, **means}
             )
     return [*columns, *(f"mean_count_{name}" for name in channels)], rows

@@ -127,7 +127,8 @@ def _check_plate(config: Config, findings: "Findings") -> None:
 
 def _check_store(config: Config, findings: "Findings") -> None:
     from cellbridge.data.crew import each, processors
-    from cellbridge.data.validation.stored import ReadingShards, SeenCells, check_store
+    from cellbridge.data.validation.shard_reading import ReadingShards, SeenCells
+    from cellbridge.data.validation.stored import check_store
 
     def share(job: ReadingShards, count: int) -> Iterator[tuple[int, SeenCells]]:
         workers = config.workers or (processors() if count > 2 else 1)
@@ -150,7 +151,8 @@ def _looked_at(findings: "Findings", *, deep: bool) -> str:
     seen = findings.looked_at
     unit = "cells" if "cells" in seen else "images"
     whole, total = seen.get(f"{unit}_read_whole", 0), seen.get(unit, 0)
-    parts = [f"{count} {name}" for name, count in seen.items() if name not in ("bytes", f"{unit}_read_whole")]
-    size = f" of {seen['bytes'] / 1e6:.1f} MB" if "bytes" in seen else ""
+    shown = {name: count for name, count in seen.items() if name not in ("bytes", f"{unit}_read_whole")}
+    parts = [f"{count} {name if count != 1 else name.removesuffix('s')}" for name, count in shown.items()]
+    size = f" of {seen['bytes'] / 1e6:.1f} MB" if seen.get("bytes") else ""
     left = "" if deep else f"; the pixels of {total - whole} {unit}{size} were not read (--deep reads them)"
     return f"looked at {', '.join(parts) or 'nothing'}{left or f', {whole} {unit} read whole'}"
