@@ -54,7 +54,8 @@ def _refined(*settings: str) -> Arm:
 
     def fits(study: Study, folder: Path, steps: int) -> dict[Path, list[str]]:
         of_round = steps // 3
-        refined = _bridge(*settings, "bridge.imf_rounds=1", f"bridge.imf_steps={of_round}")
+        short = ("bridge.imf_pairs=128", "bridge.simulation_steps=6")
+        refined = _bridge(*settings, "bridge.imf_rounds=1", f"bridge.imf_steps={of_round}", *short)
         return refined.fits(study, folder, steps - of_round)
 
     return Arm(fits, _bridge().translate)
