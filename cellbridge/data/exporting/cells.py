@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cellbridge.data.shards import Reader
 from cellbridge.data.store import Store, StoreInfo
 from cellbridge.errors import StoreError
 
@@ -49,7 +52,7 @@ class Cells:
         size = self.info.size_px
         counts = np.empty((len(rows), len(self.info.channels), size, size), self.dtype)
         for store, where, some in self._by_store(rows):
-            counts[where] = store.counts(some)
+            counts[where] = self._readers[store.info.path].read(some)
         return counts
 
     def masks(self, rows: Rows) -> NDArray[np.uint8]:
@@ -63,6 +66,10 @@ class Cells:
         """Yield all rows in order, so many at a time."""
         for start in range(0, len(self), at_once):
             yield np.arange(start, min(start + at_once, len(self)), dtype=np.int64)
+
+    @cached_property
+    def _readers(self) -> dict[Path, Reader]:
+        return {store.info.path: store.reader("images") for store in self.stores}
 
     def _by_store(self, rows: Rows) -> Iterator[tuple[Store, Rows, Rows]]:
         for number, store in enumerate(self.stores):

@@ -104,12 +104,13 @@ def _well(well: str) -> dict[str, Any]:
 
 
 def _versioned(described: dict[str, Any], *, version: Version) -> dict[str, Any]:
-    """Return the attributes with their version where each of the two versions has it."""
-    if version == "0.5":
-        return {"ome": {"version": version, **described}}
+    """Return the attributes with their version: that of each part in 0.4; in 0.5 one for all, which plates and wells repeat."""
     named: dict[str, Any] = {}
     for key, value in described.items():
-        parts = value if isinstance(value, list) else [value]
-        parts = [{"version": version, **part} for part in parts]
-        named[key] = parts if isinstance(value, list) else parts[0]
-    return named
+        if version == "0.5" and key not in ("plate", "well"):
+            named[key] = value
+        elif isinstance(value, list):
+            named[key] = [{"version": version, **part} for part in value]
+        else:
+            named[key] = {"version": version, **value}
+    return {"ome": {"version": version, **named}} if version == "0.5" else named
