@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -52,7 +52,7 @@ def each(job: Job[Result], numbers: Sequence[int], *, workers: int) -> Iterator[
         yield from results
 
 
-def _in_processes(job: Job[Result], numbers: Sequence[int], workers: int) -> Iterator[tuple[int, Result]]:
+def _in_processes(job: Job[Result], numbers: Sequence[int], workers: int) -> Generator[tuple[int, Result], None, None]:
     # Started anew, not forked: a fork would copy locks that other threads hold, and keep open files of this process locked.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job,))

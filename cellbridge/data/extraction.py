@@ -202,7 +202,9 @@ def _segment(image: Array, channels: Sequence[str], manifest: Manifest, geometry
     if geometry.weights is not None:
         from cellbridge.data.cellpose_nuclei import find_nuclei
 
-        nuclei = find_nuclei(image[channels.index(nucleus)], nucleus_px=geometry.nucleus_px, weights=geometry.weights)
+        nuclei = find_nuclei(
+            image[channels.index(nucleus)], nucleus_px=geometry.nucleus_px or 0.0, weights=geometry.weights
+        )
     return segment(
         image[channels.index(nucleus)],
         None if cell is None else image[channels.index(cell)],
