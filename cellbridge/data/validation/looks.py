@@ -1,7 +1,9 @@
 """A look at every image of some rows: its file's head, and where it is asked for all of its pixels; nothing ends at the first problem."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,16 +80,13 @@ class Looking:
         return [seen for offset, row in enumerate(rows) for seen in self._row(first + offset, row)]
 
     def _row(self, number: int, row: ImageRow) -> Iterator[Seen]:
-        for key, plane in row.images.items():
+        for key in row.images:
             seen = _look(number, row, key, self.manifest, deep=self.deep)
             light = row.illumination.get(key)
             if light is not None and seen.header is not None and len(seen.header.shape) == 2:
-                try:
-                    read_given(light, (seen.header.shape[0], seen.header.shape[1]))
-                except ImageError as error:
-                    wrong = of_text("illumination", str(error), default=str(plane))
-                    told = Problem("illumination", wrong.file, None, _at(row, key), wrong.found, wrong.remedy)
-                    seen = Seen(number, key, seen.header, seen.pixels, seen.digest, (*seen.problems, told))
+                text = _wrong_light(light, (seen.header.shape[0], seen.header.shape[1]))
+                told = (_told("illumination", text, row, key),) if text else ()
+                seen = replace(seen, problems=(*seen.problems, *told))
             yield seen
 
 
@@ -117,6 +116,16 @@ def _look(number: int, row: ImageRow, key: str, manifest: Manifest, *, deep: boo
     pixels = {name: _measured(image) for name, image in zip(names, counts, strict=True)}
     found += [problem for name, one in pixels.items() for problem in _wrong_counts(one, name, row, key, manifest)]
     return Seen(number, key, header, pixels, image_digest(counts), tuple(found))
+
+
+@lru_cache(maxsize=256)
+def _wrong_light(file: Path, shape: tuple[int, int]) -> str:
+    """Return what is wrong with an illumination function, which a whole plate shares; "" where nothing is."""
+    try:
+        read_given(file, shape)
+    except ImageError as error:
+        return str(error)
+    return ""
 
 
 def _counts(plane: Plane, header: Header, manifest: Manifest) -> np.ndarray[Any, np.dtype[Any]]:
@@ -192,8 +201,10 @@ def _kind_of_file(plane: Plane) -> str:
 
 def _told(kind: str, text: str, row: ImageRow, key: str) -> Problem:
     """Return the problem that an image's error tells of, by the row of the table that names it."""
-    wrong = of_text(kind, text, default=str(row.images[key]))
-    return _problem(kind, wrong.found, wrong.remedy, row, key)
+    wrong = of_text(kind, text, default="")
+    found = f"{wrong.file}: {wrong.found}" if wrong.file else wrong.found
+    place = of_text(kind, f"{row.where}: x", default=row.where)
+    return Problem(kind, place.file, place.row, _at(row, key), found, wrong.remedy)
 
 
 def _problem(kind: str, found: str, remedy: str, row: ImageRow, key: str, *, channel: str = "") -> Problem:

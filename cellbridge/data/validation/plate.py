@@ -146,7 +146,7 @@ def check_images(rows: Sequence[ImageRow], seen: Sequence[Seen], plate: Plate, f
     for one in seen:
         for pixels in one.pixels.values():
             together |= pixels.bits
-    _check_alike(rows, seen, findings)
+    _check_alike(rows, seen, findings, fields=plate.manifest.holds_fields)
     _check_saturation(rows, seen, unused_bits([together]), plate, findings)
     _check_repeats(rows, seen, findings)
     if plate.deep and (shifted := stored_bits([together], full_scale=plate.manifest.full_scale)):
@@ -157,9 +157,10 @@ def check_images(rows: Sequence[ImageRow], seen: Sequence[Seen], plate: Plate, f
     findings.looked_at |= {unit: len(rows), "images": len(seen), "images_read_whole": read, "bytes": n_bytes}
 
 
-def _check_alike(rows: Sequence[ImageRow], seen: Sequence[Seen], findings: Findings) -> None:
-    """Note images whose shape is not that of most of their plate's, or whose type is not that of most of the channel's."""
-    for what, kind in (("shape", "shape"), ("dtype", "bit_depth")):
+def _check_alike(rows: Sequence[ImageRow], seen: Sequence[Seen], findings: Findings, *, fields: bool) -> None:
+    """Note fields whose shape is not that of most of their plate's, and images whose type is not that of most of the channel's."""
+    checks = (("shape", "shape"), ("dtype", "bit_depth")) if fields else (("dtype", "bit_depth"),)
+    for what, kind in checks:
         groups: dict[tuple[str, str], list[Seen]] = defaultdict(list)
         wrong = {(p.number, p.key) for p in seen if any(problem.kind == kind for problem in p.problems)}
         for one in seen:

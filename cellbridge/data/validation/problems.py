@@ -52,6 +52,7 @@ REMARKS = {
 """What cellbridge understands as it is, and other programs may not; `--strict` takes them for problems."""
 
 _AT_A_ROW = re.compile(r"(?P<file>.+?) row (?P<row>\d+)(?: (?P<field>.+))?", re.DOTALL)
+_FILE = re.compile(r'[^"]*(?:/[^"]*|\.\w{1,8})')
 _SENTENCE = re.compile(r"[.?] +(?=[A-Z])")
 
 
@@ -97,7 +98,7 @@ def of_text(kind: str, text: str, *, default: str) -> Problem:
     if colon and at_row is not None:
         found, remedy = _sentences(rest)
         return Problem(kind, at_row["file"], int(at_row["row"]), at_row["field"] or "", found, remedy)
-    if colon and ("/" in place or Path(place).suffix):
+    if colon and _FILE.fullmatch(place):
         return Problem(kind, place, None, "", *_sentences(rest))
     return Problem(kind, default, None, "", *_sentences(text))
 
