@@ -140,8 +140,11 @@ def _check_wells(rows: Sequence[ImageRow], plate: Plate, findings: Findings) -> 
 
 def check_images(rows: Sequence[ImageRow], seen: Sequence[Seen], plate: Plate, findings: Findings) -> None:
     """Note what is wrong with the images, each by itself and beside the others."""
-    for one in seen:
-        findings.problems.extend(one.problems)
+    lights: set[str] = set()
+    for problem in (problem for one in seen for problem in one.problems):
+        if problem.kind != "illumination" or problem.found not in lights:  # one function lights a whole plate
+            findings.problems.append(problem)
+        lights |= {problem.found} if problem.kind == "illumination" else set()
     together = 0
     for one in seen:
         for pixels in one.pixels.values():
