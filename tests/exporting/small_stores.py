@@ -11,12 +11,12 @@ from cellbridge.data.store import StoreInfo, write_store
 CHANNELS = ("DNA", "ER", "Mito")
 PLATES = ("0001053597806", '=HYPERLINK("http://x","y")/../é')
 WELLS = {"B02": "DMSO", "B03": "NA", "P24": "null"}
-SITES, PER_SITE, SIZE = 2, 3, 8
+SITES, PER_SITE, SIZE = 2, 2, 8
 PIXEL_UM = 0.65
 
 
 def real_table() -> pd.DataFrame:
-    """Return the table of the real cells: 2 plates × 3 wells × 2 sites × 3 cells."""
+    """Return the table of the real cells: 2 plates × 3 wells × 2 sites × 2 cells."""
     rows = [
         {
             "Metadata_Cell": f"{PLATES.index(plate)}/{well}/{site}/{number}",

@@ -16,12 +16,18 @@ from numcodecs import Blosc
 from numpy.typing import NDArray
 
 _LARGEST = 1024
+_SMALL_BYTES = 1 << 20
+"""A plate of single cells has as many files as cells, or as channels of cells."""
 
 
 def write_array(folder: Path, image: NDArray[np.unsignedinteger], *, version: Literal["0.5", "0.4"]) -> None:
-    """Write an image (channel, y, x) as an array of Zarr v3 (OME-Zarr 0.5) or v2 (0.4), one channel to a chunk, 1024 px at most."""
+    """Write an image (channel, y, x) as an array of Zarr v3 (OME-Zarr 0.5) or v2 (0.4).
+
+    A small image is one chunk; of a larger one each channel has its own, 1024 px wide at most.
+    """
     folder.mkdir(parents=True)
-    chunk = (1, *(min(size, _LARGEST) for size in image.shape[1:]))
+    channels = len(image) if image.nbytes <= _SMALL_BYTES else 1
+    chunk = (channels, *(min(size, _LARGEST) for size in image.shape[1:]))
     described = _of_version_3(image, chunk) if version == "0.5" else _of_version_2(image, chunk)
     name = "zarr.json" if version == "0.5" else ".zarray"
     (folder / name).write_text(json.dumps(described, indent=1), encoding="utf-8")

@@ -102,9 +102,7 @@ def _numbers_and_texts(file: Path) -> pd.DataFrame:
         raise ManifestError(f"{file}: no whole table ({' '.join(str(error).split())[:120]}). Copy it again.") from None
     frame = frame.reset_index() if any(name is not None for name in frame.index.names) else frame
     frame.columns = pd.Index([_plain_name(str(name)) for name in frame.columns])
-    if frame.columns.has_duplicates:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise ManifestError(f'{file}: column "{twice}" stands twice. Rename or remove one of them.')
+    _require_once(list(frame.columns), file)
     if frame.empty:
         raise ManifestError(f"{file}: has no row. Nothing can be read from it.")
     for name in frame.columns[frame.columns.str.startswith("Metadata_")]:
@@ -117,6 +115,7 @@ def _read_csv(file: Path) -> pd.DataFrame:
         header = stream.readline()
     separator = max("\t,;", key=header.count)
     names = next(csv.reader([header], delimiter=separator), [])
+    _require_once([_plain_name(name) for name in names], file)  # pandas would rename the second
     texts = {name for name in names if _plain_name(name).startswith("Metadata_")}
     frame: pd.DataFrame = pd.read_csv(
         file,
@@ -128,6 +127,14 @@ def _read_csv(file: Path) -> pd.DataFrame:
         low_memory=False,
     )
     return frame
+
+
+def _require_once(names: list[str], file: Path) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ManifestError(f'{file}: column "{name}" stands twice. Rename or remove one of them.')
+        seen.add(name)
 
 
 def _plain_name(name: str) -> str:
