@@ -59,6 +59,7 @@ def make_store(path: Path) -> np.ndarray:
 
 def make_plate(folder: Path) -> Path:
     """Write two wells of two fields: five round nuclei in one, none in the other."""
+    folder.mkdir()
     random = np.random.default_rng(1)
     rows, columns = np.indices((96, 96))
     nearest = np.min(
@@ -147,7 +148,7 @@ def test_an_existing_folder_is_left_alone(store: Any) -> None:
 def test_nuclei_of_a_data_sets_fields_are_counted_and_damage_is_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_plate(tmp_path)
+    folder = make_plate(tmp_path / "plate")
     (folder / "B02_2_ER.tif").write_bytes(b"")
     before = tree(folder)
     arguments = ["inspect", str(folder), "--sites-per-well", "2", "--out", str(tmp_path / "out")]
@@ -160,4 +161,4 @@ def test_nuclei_of_a_data_sets_fields_are_counted_and_damage_is_passed_over(
     image = np.stack([tifffile.imread(folder / f"A01_{site}_DNA.tif") for site in (1, 2)])
     assert float(wells["A01"]["mean_count_DNA"]) == pytest.approx(image.mean(), rel=1e-5)
     assert "1 of 4 fields could not be read" in (tmp_path / "out/report.html").read_text()
-    assert {name: sum_ for name, sum_ in tree(folder).items() if "/out/" not in name} == before
+    assert tree(folder) == before

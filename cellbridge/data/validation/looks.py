@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ class Looking:
             seen = _look(number, row, key, self.manifest, deep=self.deep)
             light = row.illumination.get(key)
             if light is not None and seen.header is not None and len(seen.header.shape) == 2:
-                text = _wrong_light(light, (seen.header.shape[0], seen.header.shape[1]), _stamp(light))
+                text = _wrong_light(light, (seen.header.shape[0], seen.header.shape[1]))
                 told = (_told("illumination", text, row, key),) if text else ()
                 seen = replace(seen, problems=(*seen.problems, *told))
             yield seen
@@ -118,28 +117,13 @@ def _look(number: int, row: ImageRow, key: str, manifest: Manifest, *, deep: boo
     return Seen(number, key, header, pixels, image_digest(counts), tuple(found))
 
 
-@lru_cache(maxsize=256)
-def _wrong_light(file: Path, shape: tuple[int, int], stamp: tuple[int, int]) -> str:
-    """Return what is wrong with an illumination function, which a whole plate shares; "" where nothing is.
-
-    Parameters
-    ----------
-    stamp : by which a file that was changed since is looked at again.
-    """
+def _wrong_light(file: Path, shape: tuple[int, int]) -> str:
+    """Return what is wrong with an illumination function; "" where nothing is."""
     try:
         read_given(file, shape)
     except ImageError as error:
         return str(error)
     return ""
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """Return when a file was changed and how large it is; zeros where there is none."""
-    try:
-        found = file.stat()
-    except OSError:
-        return 0, 0
-    return found.st_mtime_ns, found.st_size
 
 
 def _counts(plane: Plane, header: Header, manifest: Manifest) -> np.ndarray[Any, np.dtype[Any]]:
