@@ -48,7 +48,8 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	@if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q torch==2.13.0; \
 	else $(BIN)/pip install -q torch==2.13.0+cpu 2>/dev/null || $(BIN)/pip install -q torch==2.13.0; fi
 	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[pipelines,notebooks,profiles,extractors,dev]'
-	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "cellbridge_torchvision.pth").write_text("import cellbridge\n")'
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && cp cellbridge/_compat.py $$site/torchvision_guard.py && \
+	echo 'import torchvision_guard; torchvision_guard.install()' > $$site/torchvision_guard.pth
 	@touch $@
 
 clean:

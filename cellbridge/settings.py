@@ -28,6 +28,15 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
+    def _the_rest_of_a_section_stays(cls, value: Any, info: ValidationInfo) -> Any:
+        """Leave what a group's own default sets, and the given part does not, as it is: not as any such group would have it."""
+        default = cls.model_fields[str(info.field_name)].default
+        if isinstance(value, Mapping) and isinstance(default, Section):
+            return _over(default.model_dump(exclude_unset=True), value)
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
     def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
         if {int, float} & kinds and bool not in kinds:
@@ -35,6 +44,16 @@ class Section(BaseModel):
             if any(isinstance(one, bool) for one in values):
                 raise ValueError("is true or false, expected a number")
         return value
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what lies above, and beneath it what it leaves out, at any depth."""
+    both = {key: _over(below[key], above[key]) for key in above if _nested(below.get(key), above[key])}
+    return {**below, **above, **both}
+
+
+def _nested(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
 
 
 def _kinds(annotation: Any) -> set[type]:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cellbridge.config import AdapterConfig, NetworkConfig, TrainingConfig
 from cellbridge.errors import ConfigError
-from cellbridge.settings import Section, dump, load, settings
+from cellbridge.settings import Section, dump, load, settings, validate
 
 
 class Study(Section):
@@ -119,3 +119,19 @@ def test_every_setting_is_listed_with_its_default_and_its_description():
         names: dict[str, str] = Field(default_factory=dict)
 
     assert settings(Whole) == [("store", "required", ""), ("part.width", "5", "How wide."), ("names", "{}", "")]
+
+
+def test_a_part_of_a_group_leaves_the_rest_of_its_default() -> None:
+    class Inner(Section):
+        width: int = 1
+        depth: int = 1
+
+    class Outer(Section):
+        inner: Inner = Inner(width=7)
+
+    class Top(Section):
+        outer: Outer = Outer(inner=Inner(depth=9))
+
+    assert validate(Outer, {"inner": {"depth": 3}}, source="test").inner == Inner(width=7, depth=3)
+    assert validate(Outer, {"inner": {"width": 2}}, source="test").inner == Inner(width=2)
+    assert validate(Top, {"outer": {"inner": {"width": 2}}}, source="test").outer.inner == Inner(width=2, depth=9)
