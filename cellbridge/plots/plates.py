@@ -45,7 +45,7 @@ def plate_map(
     if np.isfinite(values).any():
         bar = figure.colorbar(drawn, ax=ax, shrink=0.8, pad=0.02)
         bar.ax.tick_params(labelsize=6, colors=MUTED, length=2)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return ax
 
 

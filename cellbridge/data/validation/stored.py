@@ -135,8 +135,9 @@ def _check_table(obs: "pd.DataFrame", info: StoreInfo, findings: Findings) -> No
     missing = [name for name in REQUIRED if name not in obs.columns]
     for name in missing:
         findings.add("cells", "the column is missing", again, file=file, at=name)
-    for name in obs.select_dtypes("floating").columns:
-        if bad := int((~np.isfinite(obs[name].to_numpy())).sum()):
+    for name in obs.columns:
+        values = obs[name].to_numpy()
+        if values.dtype.kind == "f" and (bad := int((~np.isfinite(values)).sum())):
             found = f"{bad} of {len(obs)} values are NaN or infinite"
             findings.add(
                 "not_finite", found, "Nothing needs to be done where nothing was measured.", file=file, at=name
@@ -150,7 +151,9 @@ def _check_table(obs: "pd.DataFrame", info: StoreInfo, findings: Findings) -> No
     for plate in sorted(set(text["Metadata_Plate"]) ^ set(info.plates)):
         findings.add("cells", f'plate "{plate}" is in one of table and attributes only', again, file=file)
     _check_conditions(text, info, findings)
-    sides = text.groupby(["Metadata_Plate", "Metadata_Well"], observed=True)["Metadata_Split"].unique()
+    sides: dict[tuple[str, str], set[str]] = {}
+    for plate, well, split in text[["Metadata_Plate", "Metadata_Well", "Metadata_Split"]].itertuples(index=False):
+        sides.setdefault((plate, well), set()).add(split)
     for (plate, well), splits in sides.items():
         if len(splits) > 1:
             found = f"plate {plate} well {well} has cells in {', '.join(sorted(splits))}"
