@@ -49,7 +49,7 @@ def write_anndata(
         X=features.to_numpy(),
         obs=obs,
         var=pd.DataFrame(
-            {"channel": [_channel(name, cells.info.channels) for name in features]}, index=features.columns
+            {"channel": [_channel(str(name), cells.info.channels) for name in features]}, index=features.columns
         ),
         uns={UNS: _about(cells, provenance)},
     )

@@ -59,7 +59,9 @@ class Cells:
         """Return masks (cell, y, x): 0 other, 1 cytoplasm, 2 nucleus; only where `has_masks`."""
         masks = np.empty((len(rows), self.info.size_px, self.info.size_px), np.uint8)
         for store, where, some in self._by_store(rows):
-            masks[where] = store.masks(some)
+            found = store.masks(some)
+            assert found is not None
+            masks[where] = found
         return masks
 
     def blocks(self, at_once: int) -> Iterator[Rows]:

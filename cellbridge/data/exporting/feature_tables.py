@@ -111,7 +111,7 @@ def _numbers_and_texts(file: Path) -> pd.DataFrame:
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
-    with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="") as stream:  # type: ignore[operator]
+    with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="") as stream:
         header = stream.readline()
     separator = max("\t,;", key=header.count)
     names = next(csv.reader([header], delimiter=separator), [])
