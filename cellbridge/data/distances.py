@@ -63,11 +63,30 @@ def within(mask: Mask, reach: float) -> Mask:
     return found
 
 
+def opened(mask: Mask, radius: int) -> Mask:
+    """Return the union of all disks of a radius that fit into the mask, as `scipy.ndimage.binary_opening` with `skimage.morphology.disk`."""
+    return _over_disk(_over_disk(mask, radius, np.logical_and), radius, np.logical_or)
+
+
+def _over_disk(mask: Mask, radius: int, combine: np.ufunc) -> Mask:
+    """Combine each pixel with all pixels of the disk around it; beyond the image there is nothing."""
+    padded = np.pad(mask, radius)
+    height, width = mask.shape
+    found = mask.copy()
+    for down in range(-radius, radius + 1):
+        across = isqrt(radius * radius - down * down)
+        for right in range(-across, across + 1):
+            part = padded[radius + down : radius + down + height, radius + right : radius + right + width]
+            combine(found, part, out=found)
+    return found
+
+
 def _along_rows(mask: Mask) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return the distance to the nearest pixel of the mask in the same row, at most `_FAR` + 1."""
     far = _FAR + 1
-    places = np.arange(mask.shape[1], dtype=np.int32)
-    before = np.maximum.accumulate(np.where(mask, places, np.int32(-far)), axis=1)
-    after = np.minimum.accumulate(np.where(mask, places, np.int32(mask.shape[1] + far))[:, ::-1], axis=1)[:, ::-1]
+    small = np.int16 if mask.shape[1] + far <= np.iinfo(np.int16).max else np.int32
+    places = np.arange(mask.shape[1], dtype=small)
+    before = np.maximum.accumulate(np.where(mask, places, small(-far)), axis=1)
+    after = np.minimum.accumulate(np.where(mask, places, small(mask.shape[1] + far))[:, ::-1], axis=1)[:, ::-1]
     nearest: Array = np.minimum(places - before, after - places)
     return np.minimum(nearest, far).astype(np.uint8)

@@ -15,6 +15,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 REASONS = ("empty_channel", "out_of_focus", "saturated", "debris")
 _LAGS = (1, 2, 4)
+_CELLS_AT_ONCE = 16
+"""What stays in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,20 @@ def sharpness(counts: Array) -> tuple[Array, Array]:
     focus, structure = np.zeros((2, *counts.shape[:2]), np.float64)
     if counts.shape[-1] <= _LAGS[-1]:
         return focus, structure
-    for index, cell in enumerate(counts):
-        s_1, s_2, s_4 = _differences(cell.astype(np.float32))
+    for start in range(0, len(counts), _CELLS_AT_ONCE):
+        some = np.s_[start : start + _CELLS_AT_ONCE]
+        s_1, s_2, s_4 = _differences(counts[some].astype(np.float32))
         rise = s_4 - s_2
-        focus[index] = np.divide(s_2 - s_1, rise, out=np.zeros_like(rise), where=rise > 0).clip(0.0, 1.0)
-        structure[index] = 1.0 - np.divide(s_1, s_4, out=np.ones_like(s_4), where=s_4 > 0).clip(0.0, 1.0)
+        focus[some] = np.divide(s_2 - s_1, rise, out=np.zeros_like(rise), where=rise > 0).clip(0.0, 1.0)
+        structure[some] = 1.0 - np.divide(s_1, s_4, out=np.ones_like(s_4), where=s_4 > 0).clip(0.0, 1.0)
     return focus, structure
 
 
-def _differences(cell: Array) -> list[Array]:
-    """Return the mean squared differences (channel,) at each lag."""
+def _differences(cells: Array) -> list[Array]:
+    """Return the mean squared differences (cell, channel) at each lag."""
     found = []
     for lag in _LAGS:
-        pairs = (cell[:, lag:] - cell[:, :-lag], cell[:, :, lag:] - cell[:, :, :-lag])
-        sums = [np.einsum("cyx,cyx->c", d, d).astype(np.float64) / d[0].size for d in pairs]
+        pairs = (cells[:, :, lag:] - cells[:, :, :-lag], cells[..., lag:] - cells[..., :-lag])
+        sums = [np.einsum("ncyx,ncyx->nc", d, d).astype(np.float64) / d[0, 0].size for d in pairs]
         found.append((sums[0] + sums[1]) / 2.0)
     return found

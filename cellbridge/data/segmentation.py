@@ -83,9 +83,7 @@ def find_nuclei(image: Image, *, nucleus_px: float) -> Labels:
 
 def _nuclei(level: "_Level", *, nucleus_px: float) -> Labels:
     pieces = _split(_cleaned(level.smooth > level.threshold, nucleus_px=nucleus_px), nucleus_px=nucleus_px)
-    own = level.background + _EDGE * (_heights(level.smooth, pieces) - level.background)
-    outlined = (pieces > 0) & (level.smooth > own[pieces])
-    return _split(_cleaned(outlined, nucleus_px=nucleus_px), nucleus_px=nucleus_px)
+    return _split(_cleaned(_outlined(level, pieces), nucleus_px=nucleus_px), nucleus_px=nucleus_px)
 
 
 def find_cells(nuclei: Labels, image: Image | None, *, nucleus_px: float, cell_reach: float | None = None) -> Labels:
@@ -124,8 +122,7 @@ def typical_nucleus_px(images: Iterable[Image]) -> float:
     for image in images:
         level = _measure(image, nucleus_px=4.0)
         pieces, _ = ndimage.label(ndimage.binary_fill_holes(_cleaned(level.smooth > level.threshold, nucleus_px=4.0)))
-        own = level.background + _EDGE * (_heights(level.smooth, pieces) - level.background)
-        foreground = ndimage.binary_fill_holes((pieces > 0) & (level.smooth > own[pieces]))
+        foreground = ndimage.binary_fill_holes(_outlined(level, pieces))
         distance = ndimage.distance_transform_edt(foreground)
         pieces, count = ndimage.label(foreground)
         numbers = np.arange(1, count + 1)
@@ -192,22 +189,27 @@ def _apart(foreground: Mask, nuclei: Labels) -> Mask:
     return apart
 
 
-def _heights(smooth: Image, labels: Labels) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the level of each label, 0 included: the mean of those of its pixels that are above its mean."""
-    flat, values = labels.ravel(), smooth.ravel().astype(np.float64)
-    means = np.bincount(flat, values) / np.maximum(np.bincount(flat), 1)
-    upper = values >= means[flat]
-    heights: np.ndarray[Any, np.dtype[np.float64]] = np.bincount(flat, values * upper) / np.maximum(
-        np.bincount(flat, upper), 1
-    )
-    return heights
+def _outlined(level: "_Level", pieces: Labels) -> Mask:
+    """Return the pixels of each piece that are above its own edge, `_EDGE` of its height.
+
+    A piece's level is the mean of those of its pixels that are above its mean; its height is that above the background.
+    """
+    places = np.flatnonzero(pieces)
+    labels, values = pieces.ravel()[places], level.smooth.ravel()[places].astype(np.float64)
+    means = np.bincount(labels, values) / np.maximum(np.bincount(labels), 1)
+    upper = values >= means[labels]
+    heights = np.bincount(labels, values * upper) / np.maximum(np.bincount(labels, upper), 1)
+    own = level.background + _EDGE * (heights - level.background)
+    outlined = np.zeros(pieces.shape, bool)
+    outlined.ravel()[places] = values > own[labels]
+    return outlined
 
 
 def _cleaned(foreground: Mask, *, nucleus_px: float) -> Mask:
     """Fill holes up to a quarter of a typical nucleus' area, and take off specks and thin bridges."""
     area = np.pi / 4 * nucleus_px**2
     foreground = morphology.remove_small_holes(foreground, max_size=int(0.25 * area))
-    foreground = ndimage.binary_opening(foreground, morphology.disk(max(round(0.06 * nucleus_px), 1)))
+    foreground = distances.opened(foreground, max(round(0.06 * nucleus_px), 1))
     cleaned: Mask = morphology.remove_small_objects(foreground, max_size=int(area / 12))
     return cleaned
 

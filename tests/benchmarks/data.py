@@ -52,11 +52,11 @@ class Size:
     few_fields, memory_px : of the part `memory`, which prepares ten times as many fields besides.
     """
 
-    fields: int = 6
+    fields: int = 12
     field_px: int = 1080
     cells: int = 190
     shared_fields: int = 36
-    blocks: int = 6
+    blocks: int = 5
     batch: int = 64
     batches: int = 20
     few_fields: int = 24
@@ -64,7 +64,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(fields=3, field_px=540, cells=50, shared_fields=24, blocks=4, batches=8, few_fields=10, memory_px=256)
+QUICK = Size(fields=12, field_px=540, cells=50, shared_fields=24, blocks=4, batches=8, few_fields=10, memory_px=256)
 SMALLEST = Size(
     fields=2, field_px=160, cells=6, shared_fields=2, blocks=2, batch=4, batches=2, few_fields=1, memory_px=160
 )
@@ -242,9 +242,9 @@ class _Mapped:
         return augment.dihedral(images, augment.draw_dihedral(len(rows), generator=drawn)).clamp_(-1.0, 1.0)
 
 
-def _in_steps(make: Callable[[int], Any]) -> Callable[[], None]:
+def _in_steps(make: Callable[[int], Any]) -> Callable[[], Any]:
     numbers = count()
-    return lambda: make(next(numbers)) and None
+    return lambda: make(next(numbers))
 
 
 def _loader_row(claim: str, mapped: Any, ours: Any) -> Row:

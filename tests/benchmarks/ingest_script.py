@@ -5,6 +5,7 @@ It finds the cells that `prepare` finds, by the same steps and thresholds, with 
 """
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _SHARD = 2048
 
 def ingest(folder: Path, out: Path) -> None:
     """Write a Zarr group with images, masks and a table of the cells of every field of `load_data.csv`."""
+    warnings.filterwarnings("ignore", "zarr v3 autosharding|`binary_opening` is deprecated")
     rows, images, masks = [], [], []
     with (folder / "load_data.csv").open(newline="") as stream:
         table = sorted(csv.DictReader(stream), key=lambda r: (r["Metadata_Well"], int(r["Metadata_Site"])))

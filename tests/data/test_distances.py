@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage import morphology
 
 from cellbridge.data import distances
 
@@ -45,3 +46,10 @@ def test_an_empty_image_is_at_no_distance_and_within_no_reach() -> None:
     assert not distances.within(nothing, 5.0).any()
     one_row = np.array([[False, True, True, False]])
     np.testing.assert_array_equal(distances.inside(one_row), [[0, 1, 1, 0]])
+
+
+@pytest.mark.parametrize("mask", CASES)
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_opening_by_a_disk_is_scipy_s(mask: np.ndarray, radius: int) -> None:
+    expected = ndimage.binary_opening(mask, morphology.disk(radius))
+    np.testing.assert_array_equal(distances.opened(mask, radius), expected)
