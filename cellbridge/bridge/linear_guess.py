@@ -175,6 +175,16 @@ class LinearGuess(nn.Module):
         return (e * b + (1 - e) * cross) / variance, left * self.freedom[:, None, None]
 
     def _of_modes(self, where: Where) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same as `_of_each`, computed once where all images are at one time on one bridge, as in translations."""
+        keys = torch.stack([where.elapsed, where.forward.float(), where.conditions.float(), where.reg])
+        n = len(where.elapsed)
+        if n < 2 or not bool((keys == keys[:, :1]).all()):
+            return self._of_each(where)
+        one = Where(where.elapsed[:1], where.forward[:1], where.conditions[:1], where.reg[:1])
+        matrix, seen, left = (part.expand(n, *part.shape[1:]) for part in self._of_each(one))
+        return matrix, seen, left
+
+    def _of_each(self, where: Where) -> tuple[Tensor, Tensor, Tensor]:
         """Return the matrix that guesses the end's modes, the variance left by channel (batch, channel, 1, 1), and the whole covariance left."""
         c = where.conditions
         a, b = (self.covariances[c, side.long()] for side in (~where.forward, where.forward))

@@ -24,7 +24,6 @@ from cellbridge.data.dataset import CellData
 from cellbridge.data.pairs import PairSource
 from cellbridge.data.store import Store
 from cellbridge.errors import CouplingError
-from cellbridge.networks.condition_monitor import condition_warning
 from cellbridge.plots.composite import contrast_limits
 from cellbridge.plots.montage import montage
 from cellbridge.runs import RunDir, begin, fingerprint, publish_file
@@ -40,8 +39,8 @@ _NOT_BINDING = {"training", "resume", "accept_changes", "device"}
 _FREE = ("looks", "judged", "imf_rounds", "imf_steps", "imf_pairs", "imf_replay", "simulation_steps")
 """Settings of `bridge` that the weights of the training do not depend on."""
 
-_PAIRS_FOR_MOMENTS = 2048
-_IMAGES_FOR_MODES = 4096
+_PAIRS_FOR_MOMENTS = 1024
+_IMAGES_FOR_MODES = 2048
 _PAIRS_AT_ONCE = 512
 _SAMPLES = 6
 _SHOWN = 3
@@ -234,7 +233,6 @@ def fit_bridge(
         images_per_step=training.batch_size,
         on_start=lambda: begin(run, config=dump(config), seed=training.seed, inputs=inputs),
         on_sample=draw_samples,
-        alarm=condition_warning,
         trackers=training.trackers,
         settings=config.model_dump(mode="json"),
         facts=facts,
