@@ -94,14 +94,12 @@ class Bridged:
 def training_draw(images: Images, *, reg: tuple[float, float], generator: torch.Generator) -> Draw:
     """Draw times that are spread evenly over the batch, directions of which each has half, log-uniform volatilities, and noise."""
     n, device = len(images), images.device
-    chance = {"generator": generator, "device": device}
-    elapsed = (torch.randperm(n, **chance) + torch.rand(n, **chance)) / n * (1 - EDGE)
-    forward = torch.randperm(n, **chance) * 2 < n
+    rank = torch.randperm(n, generator=generator, device=device)
+    elapsed = (rank + torch.rand(n, generator=generator, device=device)) / n * (1 - EDGE)
+    forward = torch.randperm(n, generator=generator, device=device) * 2 < n
     low, high = (math.log(value) for value in reg)
-    volatility = torch.lerp(
-        torch.tensor(low, device=device), torch.tensor(high, device=device), torch.rand(n, **chance)
-    )
-    noise, other = torch.randn((2, *images.shape), dtype=images.dtype, **chance)
+    volatility = low + (high - low) * torch.rand(n, generator=generator, device=device)
+    noise, other = torch.randn((2, *images.shape), generator=generator, dtype=images.dtype, device=device)
     return Draw(elapsed, forward, volatility.exp(), noise, other)
 
 

@@ -15,8 +15,7 @@ Views = Callable[[], Iterable[tuple[Images, Images]]]
 """The pairs of a condition, some at a time, in every orientation that counts as the same; asked for more than once."""
 
 _SPARE = 16
-"""Directions beyond those that are kept, and iterations, of the search for modes."""
-_ITERATIONS = 2
+"""Directions that the search for modes follows beyond those that are kept."""
 
 
 def leading_modes(images: Images, count: int, *, seed: int) -> Tensor:
@@ -39,8 +38,7 @@ def leading_modes(images: Images, count: int, *, seed: int) -> Tensor:
     with full_precision(rows.device):
         drawn = torch.randn(rows.shape[1], width, generator=generator("cpu", "modes", seed)).to(rows.device)
         basis = torch.linalg.qr(rows @ drawn).Q
-        for _ in range(_ITERATIONS):
-            basis = torch.linalg.qr(rows @ torch.linalg.qr(rows.T @ basis).Q).Q
+        basis = torch.linalg.qr(rows @ torch.linalg.qr(rows.T @ basis).Q).Q
         modes = torch.linalg.svd(basis.T @ rows, full_matrices=False).Vh[:count]
     return modes.view(-1, *images.shape[1:])
 

@@ -100,6 +100,9 @@ class LinearGuess(nn.Module):
     """(condition, channel), Cov(X_0, X_1) of a pixel."""
     freedom: Tensor
     """(channel,), the share of a channel's dimensions that is beside the modes."""
+    _left: Tensor
+    _values: Tensor
+    _right: Tensor
 
     def __init__(self, moments: Moments, *, optimal: bool = False):
         super().__init__()

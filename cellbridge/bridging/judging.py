@@ -18,8 +18,9 @@ from cellbridge.metrics.plans import energy_distance
 from cellbridge.runtime import derive_seed
 from cellbridge.training.slicing import sliced
 
-_LOSSES = 128
-"""Pairs that the loss is of."""
+PAIRS_JUDGED = 128
+"""Pairs that the loss is of, at most."""
+_AT_ONCE = 32
 _REAL = 512
 """Most real cells that translations are held against."""
 _AXES = 32
@@ -28,7 +29,7 @@ _AXES = 32
 
 @dataclass(frozen=True)
 class _Side:
-    """Cells to translate, real cells of where they go to, and which of the former are shown twice."""
+    """Cells to translate, and real cells of where they go to."""
 
     images: Tensor
     real: Tensor
@@ -69,11 +70,11 @@ class HeldOut:
         return found
 
     def _loss(self, pairs: PairSource) -> float:
-        batches = bridged_batches(pairs, reg=self._bridge.reg, seed=derive_seed("held out", self._seed))
-        bridged = batches(0, 0)
+        seed = derive_seed("held out", self._seed)
+        bridged = bridged_batches(pairs, reg=self._bridge.reg, seed=seed)(0, 0)
         losses = []
-        for start in range(0, min(_LOSSES, len(bridged.pairs.source)), 32):
-            part = sliced(bridged, slice(start, start + 32))
+        for start in range(0, len(bridged.pairs.source), _AT_ONCE):
+            part = sliced(bridged, slice(start, start + _AT_ONCE))
             losses.append(matching_losses(self._bridge, part.pairs, part.draw))
         return float(torch.cat(losses).mean())
 

@@ -10,7 +10,7 @@ Shi et al. 2023, "Diffusion Schrödinger Bridge Matching", arXiv:2303.16852, alg
 De Bortoli et al. 2024, "Schrödinger bridge flow for unpaired data translation", arXiv:2409.09347 (one network for both directions).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from cellbridge.bridging.judging import HeldOut
 from cellbridge.bridging.training import BridgeCells, averaged, fit_bridge
 from cellbridge.config import BridgeFitConfig
 from cellbridge.data import augment
+from cellbridge.data.pairs import PairSource
 from cellbridge.progress import bar
 from cellbridge.runs import RunDir, publish_directory, write_json
 from cellbridge.runtime import derive_seed, generator
@@ -76,7 +77,7 @@ def refine(
             card,
             config=own,
             run=place,
-            inputs=inputs | {"pairs": place.path / "pairs" / _PAIRS},
+            inputs={**inputs, "pairs": place.path / "pairs" / _PAIRS},
             batches=_mixed(pairs, cells, card, own),
         )
         after = _distance(bridge, cells, finished.ema, config)
@@ -179,19 +180,20 @@ def _simulate(
     return {"rows": rows, "labels": targets, "turns": turns, "ends": ends, "reg": regs}
 
 
-def _mixed(pairs: Pairs, cells: BridgeCells, card: BridgeCard, config: BridgeFitConfig) -> Any:
+def _mixed(
+    pairs: Pairs, cells: BridgeCells, card: BridgeCard, config: BridgeFitConfig
+) -> Callable[[int, int], Bridged]:
     """Return (step, micro-batch) → pairs of the coupling, some of them replaced by simulated ones: a pure function."""
     training, data = config.training, cells.cells.data
-    source = cells.train
-    order = type(source)(
+    order = PairSource(
         data,
         cells.coupled,
-        count=source.count,
+        count=cells.train.count,
         batch_size=training.batch_size,
         accumulation=training.accumulation,
         seed=training.seed,
         augment=config.augment,
-        align=source.align,
+        align=cells.train.align,
     )
     plain = bridged_batches(order, reg=card.reg, seed=training.seed, accumulation=training.accumulation)
 
@@ -213,7 +215,8 @@ def _mixed(pairs: Pairs, cells: BridgeCells, card: BridgeCard, config: BridgeFit
             real, other = pair if way == "forward" else reversed(pair)
             real[at], other[at] = kept, made
             labels[at], reg[at] = pairs[f"{way}/labels"][number].to(labels), pairs[f"{way}/reg"][number].to(reg)
-        mixed = MixedPairs(*pair, labels, bridged.pairs.weights, simulated.to(data.device))
+        source, target = pair
+        mixed = MixedPairs(source, target, labels, bridged.pairs.weights, simulated.to(data.device))
         return replace(bridged, pairs=mixed, draw=replace(bridged.draw, reg=reg))
 
     return batches

@@ -17,7 +17,7 @@ from cellbridge.bridge.images import ImageBridge, ImageEndpoint
 from cellbridge.bridge.integrate import row_chances, simulate, times
 from cellbridge.bridge.linear_guess import Moments
 from cellbridge.bridging.coupling import ELEMENTS, CoupledRows, Labelled, Rows, coupled_rows, held_out, require_enough
-from cellbridge.bridging.judging import HeldOut
+from cellbridge.bridging.judging import PAIRS_JUDGED, HeldOut
 from cellbridge.config import BridgeFitConfig
 from cellbridge.data import augment
 from cellbridge.data.dataset import CellData
@@ -40,7 +40,7 @@ _FREE = ("looks", "judged", "imf_rounds", "imf_steps", "imf_pairs", "imf_replay"
 """Settings of `bridge` that the weights of the training do not depend on."""
 
 _PAIRS_FOR_MOMENTS = 1024
-_IMAGES_FOR_MODES = 2048
+_IMAGES_FOR_MODES = 4096
 _PAIRS_AT_ONCE = 512
 _SAMPLES = 6
 _SHOWN = 3
@@ -83,8 +83,7 @@ def bridge_cells(
     require_enough(cells, conditions)
     training, bridge = config.training, config.bridge
     train, judge = held_out(cells, bridge.held_out, seed=training.seed)
-    options = {"turned": config.augment, "seed": training.seed}
-    coupled = coupled_rows(cells, train, bridge, config.transport, **options)
+    coupled = coupled_rows(cells, train, bridge, config.transport, turned=config.augment, seed=training.seed)
     source = PairSource(
         data,
         coupled,
@@ -96,24 +95,31 @@ def bridge_cells(
         align=bridge.align,
     )
     try:
-        others = coupled_rows(cells, judge, bridge, config.transport, **options)
+        others = coupled_rows(cells, judge, bridge, config.transport, turned=config.augment, seed=training.seed)
     except CouplingError:  # too few on some plate to couple; the bridge is judged by its translations alone
         return BridgeCells(cells, source, coupled, judge, None)
     judged = PairSource(
-        data, others, count=others.count, batch_size=others.count, seed=training.seed, augment=False, align=bridge.align
+        data,
+        others,
+        count=others.count,
+        batch_size=min(others.count, PAIRS_JUDGED),
+        seed=training.seed,
+        augment=False,
+        align=bridge.align,
     )
     return BridgeCells(cells, source, coupled, judge, judged)
 
 
 def pixel_std(cells: Labelled) -> float:
     """Return the root of the mean over channels of a pixel's variance: what `sigma_rel` is a share of."""
-    total, squares, count = 0.0, 0.0, 0
+    channels = cells.data.image_shape[0]
+    total, squares, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
     for start in range(0, len(cells.data), _PAIRS_AT_ONCE):
         images = cells.data.batch(torch.arange(start, min(start + _PAIRS_AT_ONCE, len(cells.data)))).double()
         total = total + images.sum((0, 2, 3)).cpu()
         squares = squares + images.square().sum((0, 2, 3)).cpu()
         count += images[:, 0].numel()
-    variance = torch.as_tensor(squares) / count - (torch.as_tensor(total) / count).square()
+    variance = squares / count - (total / count).square()
     return float(variance.mean().sqrt())
 
 
@@ -147,12 +153,15 @@ def _views(cells: BridgeCells, source: Tensor, target: Tensor, turns: Tensor, *,
 
 def _centred(views: Views, *, most: int) -> Iterator[Tensor]:
     """Yield a few sources and a few targets, less the mean of each, in every orientation."""
-    means, sides, taken = mean_images(views), ([], []), 0
+    means, taken = mean_images(views), 0
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for pair in views():
-        room = max(most // ELEMENTS, 1) if taken < most else 0
+        room = max(most // ELEMENTS, 1)
         for side, images, mean in zip(sides, pair, means, strict=True):
             side.append(images[:room] - mean)
         taken += min(room, len(pair[0]))
+        if taken >= most:
+            break
     yield from (torch.cat(side) for side in sides)
 
 

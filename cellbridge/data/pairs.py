@@ -98,8 +98,16 @@ class PairSource:
         whole = self._step[1]
         size = self.batch_size // self.accumulation
         part = slice(micro * size, (micro + 1) * size)
-        fields = (whole.source, whole.target, whole.labels, whole.weights, whole.source_rows, whole.target_rows)
-        return PairedBatch(*(field[part] for field in fields), step, micro)
+        return PairedBatch(
+            whole.source[part],
+            whole.target[part],
+            whole.labels[part],
+            whole.weights[part],
+            whole.source_rows[part],
+            whole.target_rows[part],
+            step,
+            micro,
+        )
 
     def rows(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rows of the sources and of the targets that a step sees and how the targets are turned: (batch_size,) each, int64, on the CPU."""
