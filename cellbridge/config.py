@@ -441,7 +441,7 @@ class TransportConfig(Section):
 class ImageBridgeConfig(Section):
     """A bridge between images of a control and of conditions."""
 
-    sigma_rel: float | tuple[float, float] = (0.05, 0.4)
+    sigma_rel: float | tuple[float, float] = (0.02, 0.4)
     """Volatility over the pixels' standard deviation: how much of the cell need not be kept. Of a range the network learns all, and
     `translate` chooses."""
     coupling: Literal["ot", "independent", "gaussian"] = "ot"
@@ -459,7 +459,7 @@ class ImageBridgeConfig(Section):
     """Share of the training cells that judge the bridge and do not train it."""
     looks: PositiveInt = 1
     """How often held-out cells are looked at, the last time at the end."""
-    judged: int = Field(default=48, ge=2)
+    judged: int = Field(default=24, ge=4)
     """Held-out cells of each condition and direction that are translated at a look."""
     imf_rounds: int = Field(default=0, ge=0)
     """Rounds of iterative Markovian fitting after the training, each kept only if held-out cells say so."""

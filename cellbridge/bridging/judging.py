@@ -60,13 +60,12 @@ class HeldOut:
     def look(self) -> dict[str, float]:
         """Return what is found, by name; nothing where there are no such cells."""
         found = {} if self._pairs is None else {"held_out_loss": self._loss(self._pairs)}
-        directions = [self.distances(direction) for direction in ("forward", "backward")]
-        if not directions[0]:
-            return found
-        found["held_out_distance"] = float(np.mean([distance for distance, _, _ in directions[0]]))
-        found["held_out_distance_untouched"] = float(np.mean([untouched for _, untouched, _ in directions[0]]))
-        found["held_out_distance_backward"] = float(np.mean([distance for distance, _, _ in directions[1]]))
-        found["conditional_variance_ratio"] = float(np.mean([ratio for _, _, ratio in directions[0]]))
+        forward = self.distances("forward")
+        if forward:
+            names = ("held_out_distance", "held_out_distance_untouched", "conditional_variance_ratio")
+            found |= {
+                name: float(np.mean(values)) for name, values in zip(names, zip(*forward, strict=True), strict=True)
+            }
         return found
 
     def _loss(self, pairs: PairSource) -> float:

@@ -78,7 +78,7 @@ def test_a_bridge_is_published_with_what_it_was_fitted_to(study):
     assert bridge.control == Condition("DMSO")
     assert bridge.card.plates == ("P1", "P2")
     assert bridge.card.coupling == "ot"
-    assert bridge.sigma_range == pytest.approx((0.05, 0.4))
+    assert bridge.sigma_range == pytest.approx((0.02, 0.4))
     own = cells(study, "DMSO"), cells(study, "shrinker@1"), cells(study, "dimmer@5")
     assert bridge.image_std == pytest.approx(float(torch.cat(own).var((0, 2, 3)).mean().sqrt()), rel=0.01)
     assert bridge.card.base_sha256 is not None
