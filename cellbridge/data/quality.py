@@ -83,8 +83,7 @@ class Quality:
 def measure(counts: Array, *, saturation: Array, debris: Array | None) -> Quality:
     """Measure cells (cell, channel, y, x), with what is known of them already."""
     focus, structure = sharpness(counts)
-    flat = counts.reshape(*counts.shape[:2], -1)
-    empty = (flat.max(axis=2) == flat.min(axis=2)).any(axis=1) if len(counts) else np.zeros(0, bool)
+    empty = (counts.max(axis=(2, 3)) == counts.min(axis=(2, 3))).any(axis=1)
     return Quality(focus, structure, saturation, debris, empty)
 
 

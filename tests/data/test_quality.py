@@ -59,6 +59,12 @@ def test_cells_are_judged_each_by_itself() -> None:
     np.testing.assert_array_equal(sharpness(both)[0][1:], sharpness(both[1:])[0])
 
 
+def test_a_field_may_hold_no_cell() -> None:
+    none = measure(np.zeros((0, 2, 64, 64), np.uint16), saturation=np.zeros((0, 2)), debris=np.zeros(0))
+    assert none.reasons(Limits()) == []
+    assert none.focus.shape == (0, 2)
+
+
 def test_reasons_come_in_order_and_only_where_a_limit_is_set() -> None:
     counts = np.stack([np.concatenate([crop(cell())[0]] * 2)] * 4)
     counts[1, 1] = 7

@@ -12,9 +12,11 @@ from cellbridge.diffusion.classifier_guidance import ClassifierGuidance
 from cellbridge.diffusion.denoiser import Denoiser, NetworkDenoiser
 from cellbridge.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, DistanceGuidance, GuidanceInterval
 from cellbridge.diffusion.inversion import invert
+from cellbridge.diffusion.part_way import PartWay
 from cellbridge.diffusion.samplers import sample
 from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.diffusion.thresholding import Clipping, DynamicThresholding, confines
+from cellbridge.diffusion.watching import Watched
 from cellbridge.networks.unet import build_unet
 
 
@@ -49,6 +51,8 @@ DENOISERS = {
     ),
     "clipped": lambda: Clipping(network_denoiser("v"), 2.0),
     "thresholded": lambda: DynamicThresholding(network_denoiser("v"), percentile=0.9),
+    "part of the way": lambda: PartWay(network_denoiser("v"), 1.0),
+    "watched": lambda: Watched(network_denoiser("v")),
 }
 
 

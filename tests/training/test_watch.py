@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cellbridge.config import TrainingConfig
 from cellbridge.data.dataset import BatchSource
+from cellbridge.data.held import InMemory
 from cellbridge.diffusion.fitting import ImportanceLoss, denoising_loss, noised_batches, variational
 from cellbridge.diffusion.importance import ImportanceTimes
 from cellbridge.diffusion.schedule import make_schedule
@@ -125,8 +126,9 @@ def test_what_a_step_needs_of_the_data_lies_on_their_device():
     """A copy from pageable host memory would wait for the device, and no test on a CPU would see it."""
     held = cells()
     held.device = torch.device("meta")
-    for name in ("labels", "_bits", "_plate"):
+    for name in ("labels", "_plate"):
         setattr(held, name, getattr(held, name).to("meta"))
+    held._held = InMemory(held._held.gather(torch.arange(len(held))), device="meta")
     held._terms = held._terms.to("meta", torch.float32)
     batch = BatchSource(held, batch_size=8, accumulation=2, seed=0, augment=False)(3, 1)
     for field in fields(batch):
