@@ -126,11 +126,24 @@ def test_a_checkpoint_too_large_for_the_disk_leaves_the_one_before_to_continue_f
     assert sums(out, 8) == sums(tmp_path / "whole", 8)
 
 
-@pytest.mark.parametrize("verb", ["synthesize", "prepare"])
-def test_data_that_does_not_fit_the_disk_leaves_nothing(study: Study, run: Run, tmp_path: Path, verb: str) -> None:
+def test_plates_that_do_not_fit_the_disk_leave_nothing(study: Study, run: Run, tmp_path: Path) -> None:
     """Row 9, for what is written before training."""
-    arguments = dict(study.made_by())["plates" if verb == "synthesize" else "store.zarr"]
+    arguments = dict(study.made_by())["plates"]
     line = one_line(run(*arguments, "--out", tmp_path / "out", limits=Limits(file_bytes=6000)), code=4)
     assert str(tmp_path) in line
     assert re.search(r"\d+ bytes", line)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_does_not_fit_the_disk_is_finished_once_there_is_room(
+    study: Study, run: Run, tmp_path: Path
+) -> None:
+    """Row 9, for what is written before training."""
+    arguments = dict(study.made_by())["store.zarr"]
+    line = one_line(run(*arguments, "--out", tmp_path / "out", limits=Limits(file_bytes=6000)), code=4)
+    assert str(tmp_path) in line
+    assert re.search(r"\d+ bytes", line)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.preparing"]
+    assert list(tmp_path.rglob("*.tmp")) == []
+    assert run(*arguments, "--out", tmp_path / "out").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
