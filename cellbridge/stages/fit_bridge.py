@@ -78,8 +78,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         return {}
     kept = sum(one["kept"] for one in taken)
     card = card.model_copy(update={"coupling": card.coupling + "+imf"}) if kept else card
-    bridges.publish_bridge(RunDir(out), bridge, ema=ema, card=card)
     write_json(RunDir(out).metrics, {"held_out": said, "notes": list(cells.coupled.notes), "imf_rounds": taken})
+    bridges.publish_bridge(RunDir(out), bridge, ema=ema, card=card)
     return _summary(config, out, cells, bridge, card, said) | ({"imf rounds kept": kept} if taken else {})
 
 
@@ -96,6 +96,10 @@ def _settled(config: Config) -> Config:
         )
     if config.base is not None and "network" in config.model_fields_set:
         raise ConfigError("network is the base's where one is given. Leave network out, or base.")
+    if config.bridge.imf_rounds and not config.bridge.held_out:
+        raise ConfigError(
+            "bridge.imf_rounds are kept only if held-out cells say so, and bridge.held_out is 0. Set held_out: 0.1, or leave the rounds out."
+        )
     if config.bridge.imf_rounds and processes.count() > 1:
         raise ConfigError("bridge.imf_rounds simulates in one process. Run it in one, or leave it out.")
     training = processes.shared(config.training)

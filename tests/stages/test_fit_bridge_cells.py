@@ -178,6 +178,7 @@ def test_another_bridge_gives_the_weights_to_start_from(study, tmp_path):
         (["conditions=[DMSO]"], ConditionError, "is the control"),
         (["plates=[P9]"], StoreError, "P9"),
         (["bridge.sigma_rel=0"], ConfigError, "without volatility there is no bridge"),
+        (["bridge.imf_rounds=1", "bridge.held_out=0"], ConfigError, "only if held-out cells say so"),
         (["bridge.sigma_rel=[0.4,0.1]"], ConfigError, "swap them"),
         (["transport.tau=0.9"], ConfigError, "set reg_rel"),
         (["base=null"], ConfigError, "Give --base, or set bridge.train: scratch"),
