@@ -64,18 +64,21 @@ class Limits:
         if self.file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
         if self.more_memory is not None:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            limit = pages * resource.getpagesize() + self.more_memory
+            limit = _address_space("VmSize") + self.more_memory
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit code (negative: killed by that signal) and what it printed."""
+    """How a command ended: its exit code (negative: killed by that signal) and what it printed.
+
+    `grown` is the most address space that it had beyond what it began with, in bytes; None where it was killed.
+    """
 
     code: int
     out: str
     err: str
+    grown: int | None = None
 
     @property
     def last_line(self) -> str:
@@ -87,9 +90,11 @@ class Command:
     """A running `cellbridge …`."""
 
     def __init__(self, arguments: tuple[object, ...], folder: Path, limits: Limits):
-        self._out, self._err = folder / "stdout", folder / "stderr"
+        self._out, self._err, self._grown = folder / "stdout", folder / "stderr", folder / "grown"
         texts = [str(argument) for argument in arguments]
-        self._process: ForkServerProcess = _FORKS.Process(target=_run, args=(texts, self._out, self._err, limits))
+        self._process: ForkServerProcess = _FORKS.Process(
+            target=_run, args=(texts, self._out, self._err, self._grown, limits)
+        )
         self._process.start()
 
     @property
@@ -112,7 +117,8 @@ class Command:
         if self._process.exitcode is None:
             self.end()
             raise AssertionError(f"still running after {seconds} s; it printed:\n{self._err.read_text()}")
-        return Outcome(self._process.exitcode, self._out.read_text(), self._err.read_text())
+        grown = int(self._grown.read_text()) if self._grown.exists() else None
+        return Outcome(self._process.exitcode, self._out.read_text(), self._err.read_text(), grown)
 
     def end(self) -> None:
         """Kill it where it still runs."""
@@ -149,7 +155,7 @@ def one_line(outcome: Outcome, *parts: str, code: int = 2) -> str:
     return line
 
 
-def _run(arguments: list[str], out: Path, err: Path, limits: Limits) -> None:
+def _run(arguments: list[str], out: Path, err: Path, grown: Path, limits: Limits) -> None:
     """Be the command: what follows the fork."""
     for path, descriptor in ((out, 1), (err, 2)):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -158,9 +164,18 @@ def _run(arguments: list[str], out: Path, err: Path, limits: Limits) -> None:
     sys.argv = ["cellbridge", *arguments]
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     limits.apply()
+    before = _address_space("VmSize")
     from cellbridge.cli import main
 
-    sys.exit(main())
+    code = main()
+    grown.write_text(str(_address_space("VmPeak") - before))
+    sys.exit(code)
+
+
+def _address_space(which: str) -> int:
+    """Return the address space of this process in bytes: `VmSize` now, `VmPeak` at its most."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{which}:"))
+    return int(line.split()[1]) * 1024
 
 
 def _enter(process: int) -> None:

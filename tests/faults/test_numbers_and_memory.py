@@ -1,18 +1,17 @@
 """Training that diverges, and training that does not fit into memory."""
 
 import re
-import signal
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
-from commands import Limits, Outcome, Run, one_line
+from commands import Limits, Run, one_line
 from evidence import TENSORS, checkpoint, checkpoints, events, losses, started_at, sums, temporaries
 from safetensors.torch import load_file
 from small_study import Study
 
 _DIVERGES = ("training.learning_rate=1e20", "training.warmup_steps=0", "training.log_every=100")
-_MIB = 2**20
 
 
 def require_finite_checkpoints(out: Path) -> None:
@@ -64,26 +63,21 @@ def test_a_good_run_that_is_continued_at_an_absurd_learning_rate_keeps_its_last_
     assert sums(out, 4) == before
 
 
-def short_of_memory(run: Run, *arguments: object) -> tuple[Outcome, Limits]:
-    """Run with little address space; where the kernels' own library was what got none, which ends the process, with another limit."""
-    for slack in (700, 800, 600, 900):
-        limits = Limits(more_memory=slack * _MIB)
-        outcome = run(*arguments, limits=limits)
-        if outcome.code != -signal.SIGSEGV:
-            break
-    return outcome, limits
-
-
 def test_out_of_memory_names_an_accumulation_that_fits_and_following_it_continues(
     study: Study, run: Run, tmp_path: Path
 ) -> None:
-    """Row 13, by a limit on the address space (RLIMIT_AS)."""
+    """Row 13, by a limit on the address space (RLIMIT_AS) half-way between what the batch takes and what half of it takes."""
     out = tmp_path / "run"
-    wide = ("training.batch_size=256", "training.decay=constant", "training.checkpoint_every=1000")
-    assert run(*study.pretrain(*wide, "training.steps=1"), "--out", out).code == 0
+    wide = ("training.batch_size=512", "training.decay=constant", "training.checkpoint_every=1000")
+    one_step = study.pretrain(*wide, "training.steps=1")
+    whole = run(*one_step, "--out", out)
+    halves = run(*one_step, "--set", "training.accumulation=2", "--out", tmp_path / "halves")
+    assert (whole.code, halves.code) == (0, 0)
+    assert whole.grown > halves.grown
+    limits = Limits(more_memory=round(statistics.mean((whole.grown, halves.grown))))
     before = sums(out, 1)
     arguments = study.pretrain(*wide, "training.steps=2")
-    outcome, limits = short_of_memory(run, *arguments, "--out", out)
+    outcome = run(*arguments, "--out", out, limits=limits)
     line = one_line(outcome, "out of memory", code=4)
     assert checkpoints(out) == [1]
     assert run("checkpoint", "verify", out).code == 0
