@@ -27,9 +27,6 @@ from cellbridge.runs import RunDir, fingerprint, publish_model, read_manifest, w
 PLATE_DROPOUT = 0.15
 """Share of the images that each label is hidden from where a flow from noise brings its own tokens, as in Jones et al.'s code."""
 
-EMBEDDING_STD = 0.15
-"""Of conditions at the start: that of a fresh time embedding. At a base's 0.02 a flow of 500 steps hardly heard its condition."""
-
 _LAST_LAYERS = ("conv_out", "proj_out_2", "proj_out")
 """Of diffusers' backbones, whichever is there."""
 
@@ -75,13 +72,12 @@ def flow_network_config(recipe: FlowRecipe, network: NetworkConfig) -> NetworkCo
     What the network has other than by default stays.
     """
     conditioning, plain = network.conditioning, NetworkConfig()
-    louder = {"embedding_std": EMBEDDING_STD} if network.embedding_std == plain.embedding_std else {}
     if recipe.kind == "control-flow" or "plate" in conditioning.parts:
-        return network.model_copy(update=louder)
+        return network.louder()
     told: dict[str, Any] = {"tokens": (*conditioning.parts, "plate")}
     if conditioning.token_dropout == plain.conditioning.token_dropout:
         told["token_dropout"] = PLATE_DROPOUT
-    return network.model_copy(update={**louder, "conditioning": conditioning.model_copy(update=told)})
+    return network.louder().model_copy(update={"conditioning": conditioning.model_copy(update=told)})
 
 
 def build_flow_network(

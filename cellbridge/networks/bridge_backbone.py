@@ -86,7 +86,8 @@ def take_weights(network: nn.Module, base: nn.Module, *, channels: int, row: int
     Parameters
     ----------
     channels : of an image; further input planes begin at zero.
-    row : of the base's condition embedding, with which every row begins.
+    row : of the base's condition embedding, with which every row begins, as far apart from it as a fresh table's rows are from zero:
+        direction and condition are told by the rows alone, and from equal ones nothing is learnt that differs between them.
 
     Raises
     ------
@@ -102,7 +103,7 @@ def _reshaped(name: str, value: Tensor, own: Mapping[str, Tensor], *, channels: 
     if name not in own or own[name].shape == value.shape:
         return value
     if name.endswith(_ROWS):
-        return value[row].expand_as(own[name]).clone()
+        return value[row] + own[name]
     if any(name.endswith(f"{first}.weight") for first in _FIRST):
         wider = torch.zeros_like(own[name])
         wider[:, :channels] = value[:, :channels]

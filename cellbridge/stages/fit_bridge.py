@@ -161,7 +161,7 @@ def _card(
         size_px=info.size_px,
         control=info.control,
         conditions=conditions,
-        network=config.network if base is None else base.card.network,
+        network=(config.network if base is None else base.card.network).louder(),
         schedule=ScheduleConfig() if base is None else base.card.schedule.model_copy(update={"variance": "fixed"}),
         clock=config.bridge.clock,
         reg=(low, high),
