@@ -1,4 +1,4 @@
-"""One job in several processes of this machine: pieces are handed out in order, and come back as they are finished.
+"""One job in several processes of this machine: pieces are handed out in order, and come back as they are finished or in that order.
 
 Every process computes on one thread; a piece depends on its number alone, so results are the same for any number of processes.
 """
@@ -32,12 +32,15 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(job: Job[Result], numbers: Sequence[int], *, workers: int) -> Iterator[tuple[int, Result]]:
+def each(
+    job: Job[Result], numbers: Sequence[int], *, workers: int, in_order: bool = False
+) -> Iterator[tuple[int, Result]]:
     """Do a job for every number, and yield each number with what came out, in the order in which they are finished.
 
     Parameters
     ----------
     workers : how many processes; with 1, or for one number, it is done in this one, in order.
+    in_order : yield them in the order of `numbers`; what is finished before its turn waits, two results a process at most.
 
     Raises
     ------
@@ -48,11 +51,13 @@ def each(job: Job[Result], numbers: Sequence[int], *, workers: int) -> Iterator[
         for number in numbers:
             yield number, job(number)
         return
-    with closing(_in_processes(job, numbers, min(workers, len(numbers)))) as results:
+    with closing(_in_processes(job, numbers, min(workers, len(numbers)), in_order=in_order)) as results:
         yield from results
 
 
-def _in_processes(job: Job[Result], numbers: Sequence[int], workers: int) -> Generator[tuple[int, Result], None, None]:
+def _in_processes(
+    job: Job[Result], numbers: Sequence[int], workers: int, *, in_order: bool
+) -> Generator[tuple[int, Result], None, None]:
     # Started anew, not forked: a fork would copy locks that other threads hold, and keep open files of this process locked.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job,))
@@ -62,7 +67,8 @@ def _in_processes(job: Job[Result], numbers: Sequence[int], workers: int) -> Gen
             executor.submit(_do, number): number for number in islice(coming, _AHEAD * workers)
         }
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            first = next(iter(running))  # a dictionary keeps the order in which it was filled
+            for future in [first] if in_order else wait(running, return_when=FIRST_COMPLETED).done:
                 number = running.pop(future)
                 result = future.result()
                 running |= {executor.submit(_do, following): following for following in islice(coming, 1)}

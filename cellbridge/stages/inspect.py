@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cellbridge.data.manifest import Manifest
-    from cellbridge.data.overview import Glance
+    from cellbridge.data.overview import Glancing, Overview
     from cellbridge.data.readers.rows import ImageRow
     from cellbridge.data.store import Store
     from cellbridge.reporting.inspection import Scene
@@ -148,9 +148,9 @@ def _data_set(config: Config) -> "Scene":
     """Look at some fields of every well of a data set, or at every crop."""
     import numpy as np
 
-    from cellbridge.data.annotation import condition_of, is_control
+    from cellbridge.data.annotation import condition_of
     from cellbridge.data.catalogue import read_catalogue
-    from cellbridge.data.overview import Glancing, Overview, Well, spread_rows
+    from cellbridge.data.overview import Glancing, spread_rows
     from cellbridge.reporting.inspection import Scene
 
     manifest, root = read_manifest(config.path, root=config.root)
@@ -162,23 +162,11 @@ def _data_set(config: Config) -> "Scene":
     nucleus_px, note = _nucleus_px(rows, manifest)
     picture_px = 160 if manifest.holds_fields else 96
     glancing = Glancing(rows, manifest, nucleus_px, frozenset(n for some in shown.values() for n in some), picture_px)
-    overview, pictures, problems = Overview(manifest.stains, manifest.full_scale), {}, []
-    for number, seen in _glances(glancing, config, manifest):
-        row = rows[number]
-        if seen.sums is None or seen.bins is None:
-            problems.append(f"{row.where}: {seen.problem}")
-            continue
-        overview.add(row.plate, row.well, Well(is_control(row), 1, seen.cells, seen.sums, seen.pixels), seen.bins)
-        if seen.picture is not None:
-            pictures[number] = seen.picture
-    if not pictures:
-        raise ImageError(f"none of the images can be read: {problems[0] if problems else 'there is none'}")
+    overview, pictures, n_lost = _look(glancing, config)
     drawn = _rows_of_pictures(shown, pictures)
     unit = "fields" if manifest.holds_fields else "crops"
     lost = (
-        (f"{len(problems)} of {len(rows)} {unit} could not be read; `cellbridge validate` lists them all.",)
-        if problems
-        else ()
+        (f"{n_lost} of {len(rows)} {unit} could not be read; `cellbridge validate` lists them all.",) if n_lost else ()
     )
     wells = {well for plate in overview.plates.values() for well in plate}
     return Scene(
@@ -231,20 +219,35 @@ def _nucleus_px(rows: "list[ImageRow]", manifest: "Manifest") -> tuple[float | N
         return None, (f"Nuclei were not counted: {error}",)
 
 
-def _glances(glancing: Any, config: Config, manifest: "Manifest") -> "Iterable[tuple[int, Glance]]":
-    """Look at every row, in several processes where there are many, and return what was seen in order."""
-    from cellbridge.data.crew import each, processors
+def _look(glancing: "Glancing", config: Config) -> "tuple[Overview, dict[int, np.ndarray], int]":
+    """Look at every row, in several processes where there are many; return the sums, the pictures by number, and how many were lost.
 
-    count = len(glancing.rows)
-    few = 32 if manifest.holds_fields else 4000
-    seen = {}
-    with bar("inspect", total=count, unit="fields" if manifest.holds_fields else "crops") as progress:
-        for number, found in each(
-            glancing, range(count), workers=config.workers or (processors() if count > few else 1)
-        ):
-            seen[number] = found
+    Raises
+    ------
+    ImageError : not one picture could be made.
+    """
+    from cellbridge.data.annotation import is_control
+    from cellbridge.data.crew import each, processors
+    from cellbridge.data.overview import Overview, Well
+
+    manifest, count = glancing.manifest, len(glancing.rows)
+    few, unit = (32, "fields") if manifest.holds_fields else (4000, "crops")
+    overview, pictures, n_lost, first = Overview(manifest.stains, manifest.full_scale), {}, 0, "there is none"
+    workers = config.workers or (processors() if count > few else 1)
+    with bar("inspect", total=count, unit=unit) as progress:
+        for number, seen in each(glancing, range(count), workers=workers, in_order=True):
             progress.advance()
-    return sorted(seen.items(), key=lambda item: item[0])
+            row = glancing.rows[number]
+            if seen.sums is None or seen.bins is None:
+                first = first if n_lost else f"{row.where}: {seen.problem}"
+                n_lost += 1
+                continue
+            overview.add(row.plate, row.well, Well(is_control(row), 1, seen.cells, seen.sums, seen.pixels), seen.bins)
+            if seen.picture is not None:
+                pictures[number] = seen.picture
+    if not pictures:
+        raise ImageError(f"none of the images can be read: {first}")
+    return overview, pictures, n_lost
 
 
 def _rows_of_pictures(shown: Mapping[str, list[int]], pictures: "Mapping[int, np.ndarray]") -> "dict[str, np.ndarray]":

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from cellbridge.cli import main
 from cellbridge.data.intensity import fit_intensity
+from cellbridge.data.overview import Glance, Glancing
 from cellbridge.data.store import write_store
 from cellbridge.errors import StoreError
 from cellbridge.settings import validate
@@ -90,6 +92,22 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def count_glances(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows, with every look at a field, by how many earlier looks are still held."""
+    looked: list[weakref.ref[Glance]] = []
+    held: list[int] = []
+    look = Glancing.__call__
+
+    def counted(glancing: Glancing, number: int) -> Glance:
+        held.append(sum(seen() is not None for seen in looked))
+        found = look(glancing, number)
+        looked.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Glancing, "__call__", counted)
+    return held
+
+
 def wells_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "wells.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))
@@ -145,14 +163,16 @@ def test_an_existing_folder_is_left_alone(store: Any) -> None:
         run(validate(Config, {"path": str(store[0])}, source="test"), out=store[2])
 
 
-def test_nuclei_of_a_data_sets_fields_are_counted_and_damage_is_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_nuclei_of_a_data_sets_fields_are_counted_one_at_a_time_and_damage_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_plate(tmp_path / "plate")
     (folder / "B02_2_ER.tif").write_bytes(b"")
     before = tree(folder)
+    held = count_glances(monkeypatch)
     arguments = ["inspect", str(folder), "--sites-per-well", "2", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0, capsys.readouterr().err
+    assert held == [0, 1, 1, 1]
     wells = {row["Metadata_Well"]: row for row in wells_of(tmp_path / "out")}
     assert {well: (row["fields"], row["cells"]) for well, row in wells.items()} == {
         "A01": ("2", "10"),
