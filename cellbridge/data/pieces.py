@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +26,8 @@ from cellbridge.errors import CellbridgeError, RunError, StoppedBySignal, StoreE
 
 _LENGTH_BYTES = 8
 _SUM_BYTES = 16
+_DECIDING = ("cellpose", "imagecodecs", "numcodecs", "numpy", "scikit-image", "scipy", "tifffile", "torch", "zarr")
+"""Packages that read, segment, resample or compress images; some are not everywhere."""
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -125,11 +128,22 @@ def _folder_stamp(folder: Path) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=1)
 def code_sum() -> str:
-    """Return a hash of this package's source, so that pieces of another version of it are made again."""
+    """Return a hash of this package's source and of the versions of what decides pixels and bytes beneath it.
+
+    So pieces of another version of either are made again: no store is of two.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
+    digest.update(json.dumps({name: _version(name) for name in _DECIDING}).encode())
     return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _sum(parts: Sequence[bytes | memoryview]) -> bytes:

@@ -4,13 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cellbridge.data.pieces import Piece, Pieces, fingerprint, kept_beside, stamps
+from cellbridge.data.pieces import Piece, Pieces, code_sum, fingerprint, kept_beside, stamps
 from cellbridge.errors import ImageError, ResourceError, RunError, StoppedBySignal, StoreError
 
 PIECE = Piece({"name": "µ-plate", "values": [0.1, 2.5e-7, 3]}, (b"first", b"", bytes(range(256))))
@@ -65,6 +66,20 @@ def test_an_edited_file_has_another_stamp_even_inside_a_folder(tmp_path: Path) -
     assert before[0] != after[0]
     assert before[1] == after[1]
     assert stamps([tmp_path / "array.zarr"])[0][1:] != [None, None]
+
+
+@pytest.mark.parametrize("package", ["scikit-image", "scipy", "numpy", "zarr", "numcodecs", "tifffile"])
+def test_pieces_of_another_version_of_what_decides_pixels_or_bytes_are_made_again(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = metadata.version
+    before = code_sum()
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0" if name == package else real(name))
+    code_sum.cache_clear()
+    try:
+        assert code_sum() != before
+    finally:
+        code_sum.cache_clear()
 
 
 def crash(out: Path) -> None:
@@ -141,6 +156,29 @@ def test_a_crew_gives_what_one_process_gives() -> None:
     alone = dict(each(np.square, numbers, workers=1))
     shared = dict(each(np.square, numbers, workers=2))
     assert alone == shared == {number: square(number) for number in numbers}
+
+
+def test_a_crew_in_order_runs_no_further_ahead_than_two_results_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from cellbridge.data import crew
+
+    begun: list[int] = []
+
+    def job(number: int) -> int:
+        begun.append(number)
+        deadline = time.monotonic() + 60
+        while number == 0 and len(begun) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if number == 0:
+            time.sleep(0.1)  # in which a crew without bounds would begin all others
+        return len(begun)
+
+    monkeypatch.setattr(crew, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(crew, "_job", job)
+    found = list(crew.each(job, range(40), workers=2, in_order=True))
+    assert [number for number, _ in found] == list(range(40))
+    assert found[0][1] == 4
 
 
 @pytest.mark.slow
