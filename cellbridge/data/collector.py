@@ -11,6 +11,7 @@ from cellbridge.data.annotation import is_control
 from cellbridge.data.cutting import Cutting, RowCells
 from cellbridge.data.intensity import IntensityMaps, PlateHistograms
 from cellbridge.data.survey import Duplicates
+from cellbridge.data.tally import Tally
 from cellbridge.errors import ImageError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Collector:
         self, cutting: Cutting, *, splits: Mapping[tuple[str, str], str], reference: Literal["control", "all"]
     ):
         self.rejected: Counter[str] = Counter()
+        self.without_cells = Tally()
         self.without_mask = 0
         self.bits = 0
         self.has_masks = True
@@ -58,6 +60,7 @@ class Collector:
             self.without_mask += cells.without_mask
             self._duplicates.add(cells.digest, cells.row, "")
             if not cells.n:
+                self.without_cells.add(f"{cells.row.place}: {_told(cells.rejected)}")
                 continue
             self._rows.append(_compact(cells))
             self.has_masks &= piece.masks is not None
@@ -76,8 +79,9 @@ class Collector:
         import pandas as pd
 
         if not self._rows:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items()) or "nothing was found"
-            raise ImageError(f"no cell is left to store ({reasons}). Look at the images, nucleus_px and crop_px.")
+            raise ImageError(
+                f"no cell is left to store ({_told(self.rejected)}). Look at the images, nucleus_px and crop_px."
+            )
         names = dict.fromkeys(
             name for cells in self._rows for name in (*cells.row.metadata, *cells.columns, "Metadata_Split")
         )
@@ -115,6 +119,11 @@ class Collector:
         else:
             text = cells.row.metadata.get(name, "")
         return np.full(cells.n, text, dtype=object)
+
+
+def _told(rejected: Mapping[str, int]) -> str:
+    """`8 border, 1 too_small`."""
+    return ", ".join(f"{count} {reason}" for reason, count in rejected.items()) or "nothing was found"
 
 
 def _compact(cells: RowCells) -> RowCells:

@@ -12,6 +12,7 @@ import numpy as np
 from cellbridge.data.illumination import FieldMedian, FlatField, block_means, read_given
 from cellbridge.data.images import digest, read_plane, require_all
 from cellbridge.data.readers.rows import ImageRow
+from cellbridge.data.tally import Tally
 from cellbridge.errors import ImageError, LeakError, ManifestError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -83,6 +84,8 @@ class Survey:
     """The light of the plates that are through."""
     bits: dict[str, int] = field(default_factory=dict)
     """Channel → bitwise or of all its counts."""
+    of_one_value: Tally = field(default_factory=Tally)
+    """The images that show nothing: every pixel has the same count."""
 
     def __post_init__(self) -> None:
         self._problems: list[str] = []
@@ -106,6 +109,8 @@ class Survey:
         self._images += len(seen.problems) + len(seen.shapes)
         for channel, shape in seen.shapes.items():
             self._duplicates.add(seen.digests[channel], row, channel)
+            if not seen.digests[channel]:
+                self.of_one_value.add(f"{row.place} {channel}: every pixel is {seen.bits[channel]}")
             self._shapes.append((row, channel, shape))
             self.bits[channel] = self.bits.get(channel, 0) | seen.bits[channel]
             if channel in seen.blocks:

@@ -246,6 +246,10 @@ def _survey(task: _Task, folder: Path) -> "Survey":
     for number, row in enumerate(task.rows):
         survey.add(row, looking.seen(number))
     survey.finish()
+    if survey.of_one_value.count:
+        say(
+            f"survey: {survey.of_one_value.count} images have one value only: {survey.of_one_value.names}. Look at them"
+        )
     return survey
 
 
@@ -361,11 +365,20 @@ def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey:
         "cells_by_condition": dict(info.n_by_condition),
         "cells_by_split": {str(name): int(count) for name, count in obs["Metadata_Split"].value_counts().items()},
         "rejected": dict(sorted(collector.rejected.items())),
+        **_empty_fields(task, collector, survey),
         "without_mask": collector.without_mask,
         "nucleus_px": geometry.nucleus_px,
         "illumination_corrected": sorted({*survey.flats, *attributes.get("illumination_given", {})}),
         **({} if shifted is None else {"stored_bits": shifted["words"]}),
     }
+
+
+def _empty_fields(task: _Task, collector: "Collector", survey: "Survey") -> dict[str, Any]:
+    """Return which fields gave no cell, and which images show nothing: how many, and the first few."""
+    if not task.manifest.holds_fields:
+        return {}
+    found = {"fields_without_cells": collector.without_cells.values()}
+    return found if task.source is not None else found | {"images_of_one_value": survey.of_one_value.values()}
 
 
 def _attributes(task: _Task, collector: "Collector", geometry: "Geometry", survey: "Survey") -> dict[str, Any]:
@@ -376,6 +389,7 @@ def _attributes(task: _Task, collector: "Collector", geometry: "Geometry", surve
         task.manifest, task.rows, geometry, flats=survey.flats, config=task.config.model_dump(mode="json")
     )
     found["rejected"] = dict(sorted(collector.rejected.items()))
+    found |= _empty_fields(task, collector, survey)
     if task.source is None:
         return found
     again = ("illumination", "illumination_given", "split")

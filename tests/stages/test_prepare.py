@@ -13,6 +13,7 @@ import pytest
 import tifffile
 import yaml
 
+from cellbridge import runs
 from cellbridge.data.store import describe, open_store
 from cellbridge.errors import CellbridgeError, ConfigError, ImageError, LeakError, ManifestError, StoreError
 from cellbridge.settings import validate
@@ -137,6 +138,47 @@ def test_rejected_cells_are_counted_by_reason(plate: Path, store: Path, tmp_path
     summary = prepare(plate, tmp_path / "s.zarr", crop_px=40, size_px=20)
     assert summary["rejected"] == {"border": 8 * 9}
     assert summary["cells"] == 8
+
+
+def blank(folder: Path) -> None:
+    tifffile.imwrite(folder / "images/P2/C04_DNA.tif", np.zeros((96, 96), np.uint16))
+    tifffile.imwrite(folder / "images/P2/D05_ER.tif", np.full((96, 96), 7, np.uint16))
+
+
+def test_fields_without_a_cell_and_images_of_one_value_are_named_whatever_stopped_it(
+    plate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, before = spoil(plate, tmp_path / "in", blank), tree(plate)
+    with monkeypatch.context() as patch:
+        patch.setattr("cellbridge.stages.prepare.write_store", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, tmp_path / "s.zarr")
+    found = [prepare(folder, tmp_path / "s.zarr"), prepare(folder, tmp_path / "t.zarr", workers=2)]
+    stored = describe(tmp_path / "s.zarr").attributes
+    for told in (*found, stored):
+        assert told["fields_without_cells"] == {
+            "count": 2,
+            "first": [
+                "plate P2 well C04 site 1: nothing was found",
+                "plate P2 well D05 site 1: 1 border, 9 empty_channel",
+            ],
+        }
+        assert told["images_of_one_value"] == {
+            "count": 2,
+            "first": [
+                "plate P2 well C04 site 1 DNA: every pixel is 0",
+                "plate P2 well D05 site 1 ER: every pixel is 7",
+            ],
+        }
+    assert [summary["cells"] for summary in found] == [6 * 9, 6 * 9]
+    trees = [tree(tmp_path / name) for name in ("s.zarr", "t.zarr")]
+    assert len({tuple(sorted((k, v) for k, v in one.items() if k != runs.PROVENANCE)) for one in trees}) == 1
+    assert "2 images have one value only: plate P2 well C04 site 1 DNA" in capsys.readouterr().err
+    assert tree(plate) == before
+
+
+def stop(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_intensity_maps_know_the_control_only(store: Path) -> None:
