@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cellbridge.assembly.bases import condition_table
 from cellbridge.assembly.flows import FlowCard, flow_translator, flow_velocity
+from cellbridge.baselines.flow import NetworkVelocity
 from cellbridge.baselines.flow_matching import Draws, Lines, control_lines, noise_lines, velocity_loss
 from cellbridge.conditions import Condition
 from cellbridge.config import FlowFitConfig
@@ -18,10 +19,9 @@ from cellbridge.data.dataset import BatchSource, CellData
 from cellbridge.data.pairs import PairSource
 from cellbridge.data.store import Store
 from cellbridge.networks.condition_monitor import condition_warning
-from cellbridge.plots.composite import contrast_limits
-from cellbridge.plots.montage import montage
-from cellbridge.runs import RunDir, begin, fingerprint, publish_file
+from cellbridge.runs import RunDir, begin, fingerprint
 from cellbridge.runtime import autocast, pick_precision
+from cellbridge.sample_grids import CONDITIONS, evenly, save_grid
 from cellbridge.settings import dump
 from cellbridge.training.checkpoint import as_resume
 from cellbridge.training.ema import applied
@@ -30,10 +30,6 @@ from cellbridge.training.loop import fit
 from cellbridge.translators.translator import Translator
 from cellbridge.transport.strata import Cells, EpochPairs
 from cellbridge.typing import CellBatch
-
-_SAMPLES = 6
-_SHOWN = 3
-"""Conditions in the grid of samples, at most."""
 
 
 @dataclass(frozen=True)
@@ -136,29 +132,17 @@ def fit_flow(
     """
     training, device = config.training, cells.data.device
     velocity = flow_velocity(network, card).to(device)
-    sums = {name: fingerprint(path) for name, path in inputs.items()}
     events = fit(
         network,
         velocity_loss(velocity, card.network.schedule.steps),
         cells.lines,
         config=training,
         run=run,
-        identity=sums | dict(identity),
+        identity={name: fingerprint(path) for name, path in inputs.items()} | dict(identity),
         device=device,
         resume=as_resume(config.resume),
         accept_changes=config.accept_changes,
     )
-
-    def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:
-        with applied(network, ema), autocast(device, pick_precision(training.precision, device)):
-            shown = _shown(cells, card, flow_translator(velocity, card, config.sampler))
-        figure = montage(shown, card.network.channels, contrast_limits(next(iter(shown.values())))).get_figure(
-            root=True
-        )
-        assert figure is not None
-        with publish_file(run.samples / f"step-{step:08d}.png") as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
-
     return show(
         events,
         run=run,
@@ -166,7 +150,7 @@ def fit_flow(
         total=training.steps,
         images_per_step=training.batch_size,
         on_start=lambda: begin(run, config=dump(config), seed=training.seed, inputs=inputs),
-        on_sample=draw_samples,
+        on_sample=_drawing(velocity, cells, card, config=config, run=run),
         alarm=condition_warning,
         trackers=training.trackers,
         settings=config.model_dump(mode="json"),
@@ -174,25 +158,33 @@ def fit_flow(
     )
 
 
-def _shown(cells: FlowCells, card: FlowCard, translator: Translator) -> dict[str, np.ndarray]:
-    """Return a few control cells, the same translated to each condition, and real cells of it, by the names of their rows."""
-    sources = _some(cells, card.network.control)
+def _drawing(
+    velocity: NetworkVelocity, cells: FlowCells, card: FlowCard, *, config: FlowFitConfig, run: RunDir
+) -> Callable[[int, dict[str, Tensor]], None]:
+    """Return what draws a grid of a few control cells, the same translated to each condition, and real cells of it."""
+    device = cells.data.device
+
+    def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:
+        with applied(velocity.network, ema), autocast(device, pick_precision(config.training.precision, device)):
+            shown = _shown(cells, card, flow_translator(velocity, card, config.sampler))
+        save_grid(shown, card.network.channels, run.samples / f"step-{step:08d}.png")
+
+    return draw_samples
+
+
+def _shown(cells: FlowCells, card: FlowCard, translator: Translator) -> dict[str, Tensor]:
+    control = card.network.control
+    sources = evenly(cells.names, control)
     batch = CellBatch(
         images=cells.data.batch(torch.from_numpy(sources)),
         cell_ids=tuple(map(str, sources)),
         plates=tuple(map(str, cells.plates[sources])),
-        conditions=(card.network.control,) * len(sources),
+        conditions=(control,) * len(sources),
         seeds=torch.arange(len(sources), device=cells.data.device),
     )
-    rows = {card.network.control: batch.images}
-    for name in [target for target in card.targets if target != card.network.control][:_SHOWN]:
+    rows = {control: batch.images}
+    for name in [target for target in card.targets if target != control][:CONDITIONS]:
         with torch.inference_mode():
             rows[f"to {name}"] = translator.translate(batch, target=Condition.parse(name)).images
-        rows[f"real {name}"] = cells.data.batch(torch.from_numpy(_some(cells, name)))
-    return {name: images.float().cpu().numpy() for name, images in rows.items()}
-
-
-def _some(cells: FlowCells, name: str) -> np.ndarray:
-    """Return positions of cells of a condition, evenly over all: they lie plate by plate."""
-    at = np.flatnonzero(cells.names == name)
-    return at[np.linspace(0, len(at) - 1, min(len(at), _SAMPLES)).astype(np.int64)]
+        rows[f"real {name}"] = cells.data.batch(torch.from_numpy(evenly(cells.names, name)))
+    return rows

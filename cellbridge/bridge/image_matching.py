@@ -143,6 +143,25 @@ def matching_losses(bridge: ImageBridge, pairs: ImagePairs, draw: Draw, *, netwo
     pairs : labels are the numbers of the conditions.
     network : the bridge's, compiled or wrapped.
     """
+    return losses_beside_silence(bridge, pairs, draw, network=network)[0]
+
+
+def losses_beside_silence(
+    bridge: ImageBridge, pairs: ImagePairs, draw: Draw, *, network: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return each pair's loss, and what it costs to say nothing, which leaves the linear guess: (batch,) each.
+
+    Parameters
+    ----------
+    pairs, network : as of `matching_losses`.
+    """
+    point, where, wanted = _asked(bridge, pairs, draw)
+    output = bridge.output(point, where, network=network)
+    return (output - wanted).square().flatten(1).mean(1), wanted.square().flatten(1).mean(1)
+
+
+def _asked(bridge: ImageBridge, pairs: ImagePairs, draw: Draw) -> tuple[Images, Where, Images]:
+    """Return points of the bridges between pairs, where they are, and what the network is to say there."""
     forward = draw.forward[:, None, None, None]
     start = torch.where(forward, pairs.source, pairs.target)
     end = torch.where(forward, pairs.target, pairs.source)
@@ -154,9 +173,7 @@ def matching_losses(bridge: ImageBridge, pairs: ImagePairs, draw: Draw, *, netwo
     elapsed, reg = along(draw.elapsed, start), along(draw.reg, start)
     point = torch.lerp(start, end, elapsed) + (reg * elapsed * (1 - elapsed)).sqrt() * draw.noise
     where = Where(draw.elapsed, draw.forward, pairs.labels, draw.reg)
-    wanted = bridge.wanted(end, point, where)
-    output = bridge.output(point, where, network=network)
-    return (output - wanted).square().flatten(1).mean(1)
+    return point, where, bridge.wanted(end, point, where)
 
 
 def watched(losses: Tensor, bridged: Bridged) -> dict[str, tuple[Tensor, Tensor]]:

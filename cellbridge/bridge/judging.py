@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from cellbridge.bridge.drift import Endpoint
 from cellbridge.bridge.gaussian import Direction
 from cellbridge.bridge.integrate import batch_chances, simulate, times
+from cellbridge.metrics.plans import energy_and_terms
 
 _STEPS = 10
 _OFF = math.log(1.1)
@@ -72,7 +73,7 @@ class Judge:
         distances, spreads, terms = [], [], []
         for start, end, direction in ways:
             moved, again = (self._carried(model, start, direction, generator) for _ in range(2))
-            distance, parts = _energy(moved.flatten(1), end.flatten(1))
+            distance, parts = energy_and_terms(moved.flatten(1), end.flatten(1))
             distances.append(distance)
             terms.append(parts)
             variances = (moved - again).double().square().flatten(1).sum(1) / 2
@@ -109,13 +110,3 @@ def _spread(variances: Tensor, responses: Tensor) -> tuple[float, float]:
     ratio = variance / response
     error = float((variances - ratio * responses).std()) / len(variances) ** 0.5 / variance
     return ratio, max(0.0, abs(math.log(ratio)) - _OFF - 2 * error)
-
-
-def _energy(moved: Tensor, real: Tensor) -> tuple[float, Tensor]:
-    """Return the energy distance, and the part of each moved row in it: 2 E|x - Y| / n - E|x - X'| / n."""
-    n, m = len(moved), len(real)
-    moved, real = moved.double(), real.double()
-    across = torch.cdist(moved, real).mean(1)
-    within = torch.cdist(moved, moved).sum(1) / (n - 1)
-    own = torch.cdist(real, real).sum() / (m * (m - 1))
-    return float(2 * across.mean() - within.mean() - own), 2 * (across - within) / n

@@ -1,6 +1,10 @@
-"""What cells that were held out say of a bridge in training: its loss, how far its translations lie from real cells, and how much of a cell is open."""
+"""What cells that were held out say of a bridge in training: what its network adds to the linear guess, how far its translations lie from real
+cells, and how much of a cell is open.
+"""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -8,31 +12,114 @@ import torch
 from torch import Tensor
 
 from cellbridge.bridge.gaussian import Direction
-from cellbridge.bridge.image_matching import bridged_batches, matching_losses
+from cellbridge.bridge.image_matching import Bridged, Draw, ImagePairs, losses_beside_silence, training_draw
 from cellbridge.bridge.images import ImageBridge, ImageEndpoint
 from cellbridge.bridge.integrate import row_chances, simulate, times
-from cellbridge.bridging.coupling import Labelled, Rows
+from cellbridge.bridging.coupling import CoupledRows, Labelled, Rows
 from cellbridge.config import BridgeFitConfig
-from cellbridge.data.pairs import PairSource
-from cellbridge.metrics.plans import energy_distance
-from cellbridge.runtime import derive_seed
+from cellbridge.data.pairs import EpochRows, PairSource
+from cellbridge.errors import ConfigError
+from cellbridge.metrics.plans import energy_and_terms, energy_distance
+from cellbridge.runtime import derive_seed, generator
 from cellbridge.training.slicing import sliced
 
 PAIRS_JUDGED = 128
-"""Pairs that the loss is of, at most."""
+"""Pairs that the loss is of, at most; of fewer, each is asked at several times."""
 _AT_ONCE = 32
 _REAL = 512
 """Most real cells that translations are held against."""
 _AXES = 32
 """Whitened modes, or pixels a channel where there are none, that cells are compared by."""
+_FEWEST = 4
+"""Cells of a side, translated or real, below which nothing is said of it."""
+_MOST_DRAWS = 8
+"""Of a cell or pair, where there are few."""
+
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 
 @dataclass(frozen=True)
-class _Side:
-    """Cells to translate, and real cells of where they go to."""
+class Arrival:
+    """Where the translations of one condition and direction arrive.
 
-    images: Tensor
-    real: Tensor
+    Parameters
+    ----------
+    distance, untouched : energy distance of the translated and of the untouched cells from real ones.
+    open_part : half the mean squared difference of two translations of a cell, over that of two cells.
+    terms : what each held-out cell adds to the distance, (cell,), up to what depends on the real cells alone.
+    """
+
+    direction: Direction
+    distance: float
+    untouched: float
+    open_part: float
+    terms: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Approach:
+    """How much nearer translations come, mean over conditions and directions, and its standard error over cells."""
+
+    gain: float
+    error: float
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is more than a standard error; what is not a number never is."""
+        return self.gain > self.error
+
+
+def approach(before: Sequence[Arrival], after: Sequence[Arrival]) -> Approach:
+    """Compare two bridges by the same held-out cells and the same chance.
+
+    The cells of the control are the same for every condition, so that what they say is added before its variance is taken.
+    """
+    if not before:
+        return Approach(math.nan, math.nan)
+    parts: dict[tuple[Direction, int], Tensor] = {}
+    for number, (was, now) in enumerate(zip(before, after, strict=True)):
+        key = (was.direction, 0 if was.direction == "forward" else number)
+        parts[key] = parts.get(key, torch.zeros(())) + was.terms - now.terms
+    gain = sum(was.distance - now.distance for was, now in zip(before, after, strict=True)) / len(before)
+    variance = sum(len(terms) * float(terms.var()) for terms in parts.values())
+    return Approach(gain, math.sqrt(variance) / len(before))
+
+
+def require_judges(cells: Labelled, judge: Rows, conditions: tuple[str, ...]) -> None:
+    """Raise ConfigError where held-out cells are too few to say whether a round of fitting helps.
+
+    Parameters
+    ----------
+    judge : rows that do not train.
+    """
+    for name in (cells.control, *conditions):
+        count = int((cells.names[judge] == name).sum())
+        if count < _FEWEST:
+            raise ConfigError(
+                f"bridge.imf_rounds are kept only if held-out cells say so, and {count} cells of {name} are held out where {_FEWEST} are "
+                "needed. Raise bridge.held_out, add wells, or leave the rounds out."
+            )
+
+
+def held_out_pairs(coupled: CoupledRows, judge: Rows) -> tuple[EpochRows, int]:
+    """Return the pairs of all cells' first epoch of which one cell or both did not train, the same for every epoch, and their number.
+
+    Held-out cells coupled among themselves, a tenth of them all, would lie farther apart than the pairs of the training do.
+    """
+    source, target, turns = coupled(0)
+    chosen = np.isin(source, judge) | np.isin(target, judge)
+    rows = source[chosen], target[chosen], turns[chosen]
+    return lambda epoch: rows, int(chosen.sum())
+
+
+def without_gain(said: Mapping[str, float]) -> str | None:
+    """Return a warning where the network does not beat saying nothing by a standard error, or None."""
+    if "gain" not in said or said["gain"] > said["gain_error"]:
+        return None
+    return (
+        f"the network adds nothing to its linear start: on held-out pairs it gains {said['gain']:.3f} ± {said['gain_error']:.3f} over saying "
+        "nothing. Train longer (training.steps) or on more cells, or take the bridge for the linear guess that it is."
+    )
 
 
 @final
@@ -42,7 +129,7 @@ class HeldOut:
     Parameters
     ----------
     judge : rows that do not train.
-    pairs : of these; None where there are none.
+    pairs : of which one cell or both are of these; None where there are none.
     """
 
     def __init__(
@@ -58,58 +145,87 @@ class HeldOut:
         self._reg = (low * high) ** 0.5
 
     def look(self) -> dict[str, float]:
-        """Return what is found, by name; nothing where there are no such cells."""
-        found = {} if self._pairs is None else {"held_out_loss": self._loss(self._pairs)}
-        forward = self.distances("forward")
+        """Return what is found, by name; nothing where there are no such cells, and nothing that is not a number."""
+        found = {} if self._pairs is None else self._gains(self._pairs)
+        forward = self.arrivals(("forward",))
         if forward:
+            columns = zip(*((one.distance, one.untouched, one.open_part) for one in forward), strict=True)
             names = ("held_out_distance", "held_out_distance_untouched", "conditional_variance_ratio")
-            found |= {
-                name: float(np.mean(values)) for name, values in zip(names, zip(*forward, strict=True), strict=True)
-            }
-        return found
+            found |= {name: float(np.mean(values)) for name, values in zip(names, columns, strict=True)}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
-    def _loss(self, pairs: PairSource) -> float:
-        seed = derive_seed("held out", self._seed)
-        bridged = bridged_batches(pairs, reg=self._bridge.reg, seed=seed)(0, 0)
-        losses = []
-        for start in range(0, len(bridged.pairs.source), _AT_ONCE):
+    def _gains(self, pairs: PairSource) -> dict[str, float]:
+        """Return the loss on pairs, and what the network gains over saying nothing, 1 - loss / loss of silence: 0 before it is trained."""
+        batch = pairs(0)
+        judge = torch.from_numpy(self._judge).to(batch.target_rows.device)
+        new = [torch.isin(rows, judge) for rows in (batch.source_rows, batch.target_rows)]
+        forward, losses, silence = [], [], []
+        for number in range(min(-(-PAIRS_JUDGED // len(batch.source)), _MOST_DRAWS)):
+            chance = generator(batch.source.device, "held out", self._seed, number)
+            draw = training_draw(batch.source, reg=self._bridge.reg, generator=chance)
+            # Asked for is the end that did not train; where neither did, either.
+            draw = replace(draw, forward=torch.where(new[0] & new[1], draw.forward, new[1]))
+            loss, nothing = self._losses(batch, draw)
+            forward.append(draw.forward.cpu()), losses.append(loss), silence.append(nothing)
+        asked, said, unsaid = (torch.stack(parts) for parts in (forward, losses, silence))
+        gain = 1 - said.mean() / unsaid.mean()
+        rest = (said - (1 - gain) * unsaid).mean(0)
+        error = rest.std() / len(rest) ** 0.5 / unsaid.mean()
+        found = {"held_out_loss": said.mean(), "gain": gain, "gain_error": error}
+        found |= {
+            f"gain_{way}": 1 - said[mask].mean() / unsaid[mask].mean()
+            for way, mask in zip(DIRECTIONS, (asked, ~asked), strict=True)
+        }
+        return {name: float(value) for name, value in found.items()}
+
+    def _losses(self, pairs: ImagePairs, draw: Draw) -> tuple[Tensor, Tensor]:
+        bridged, found = Bridged(pairs, draw), []
+        for start in range(0, len(pairs.source), _AT_ONCE):
             part = sliced(bridged, slice(start, start + _AT_ONCE))
-            losses.append(matching_losses(self._bridge, part.pairs, part.draw))
-        return float(torch.cat(losses).mean())
+            found.append(torch.stack(losses_beside_silence(self._bridge, part.pairs, part.draw)).double().cpu())
+        losses, silence = torch.cat(found, 1)
+        return losses, silence
 
-    def distances(self, direction: Direction) -> list[tuple[float, float, float]]:
-        """Return for each condition: energy distance of translated cells from real ones, of untouched cells, and the conditional variance.
+    def arrivals(self, directions: Sequence[Direction] = DIRECTIONS, *, draws: int = 1) -> list[Arrival]:
+        """Return where translations arrive, for each direction and condition that has held-out cells.
 
-        The latter is half the mean squared difference of two translations of a cell, over that of two cells.
+        Parameters
+        ----------
+        draws : translations of a cell; of more than one, as many more as make up for held-out cells being fewer than `bridge.judged`.
         """
         found = []
-        for number in range(len(self._bridge.linear.means)):
-            side = self._side(number, direction)
-            if side is not None:
-                found.append(self._distance(number, side, direction))
+        for direction in directions:
+            for number in range(len(self._bridge.linear.means)):
+                rows = self._rows(number, direction)
+                if rows is not None:
+                    found.append(self._arrival(number, *rows, direction, draws=draws))
         return found
 
-    def _side(self, number: int, direction: Direction) -> _Side | None:
+    def _rows(self, number: int, direction: Direction) -> tuple[Rows, Rows] | None:
+        """Return cells to translate, and real cells of where they go to; None where either are hardly any."""
         labels = self._cells.data.labels.cpu().numpy()
         forward = direction == "forward"
         sources = self._judge[labels[self._judge] == (-1 if forward else number)]
         real = np.flatnonzero(labels == (number if forward else -1))
-        if len(sources) < 4 or len(real) < 4:
+        if min(len(sources), len(real)) < _FEWEST:
             return None
-        chosen = (_evenly(sources, self._judged), _evenly(np.setdiff1d(real, sources), _REAL))
-        return _Side(*(self._cells.data.batch(torch.from_numpy(rows)) for rows in chosen))
+        return _evenly(sources, self._judged), _evenly(real, _REAL)
 
-    def _distance(self, number: int, side: _Side, direction: Direction) -> tuple[float, float, float]:
-        twice = side.images[: len(side.images) // 2]
-        moved = self._moved(number, torch.cat([side.images, twice]), direction)
-        first, again = moved[: len(side.images)], moved[len(side.images) :]
-        open_part = (first[: len(twice)] - again).square().mean() / 2
-        spread = (first - first.mean(0)).square().mean() * len(first) / (len(first) - 1)
-        features = [self._features(images, number) for images in (first, side.images, side.real)]
-        return (
-            energy_distance(features[0], features[2]),
-            energy_distance(features[1], features[2]),
-            float(open_part / spread.clamp_min(1e-12)),
+    def _arrival(self, number: int, sources: Rows, real: Rows, direction: Direction, *, draws: int) -> Arrival:
+        start, target = (self._cells.data.batch(torch.from_numpy(rows)) for rows in (sources, real))
+        n = len(start)
+        draws = 1 if draws == 1 else min(max(draws, -(-self._judged // n)), _MOST_DRAWS)
+        moved = self._moved(number, torch.cat([*[start] * draws, start[: n // 2]]), direction)
+        first, again = moved[:n], moved[draws * n :]
+        spread = (first - first.mean(0)).square().mean() * n / (n - 1)
+        there = self._features(target, number)
+        judged = [energy_and_terms(self._features(part, number), there) for part in moved[: draws * n].split(n)]
+        return Arrival(
+            direction,
+            distance=float(np.mean([distance for distance, _ in judged])),
+            untouched=energy_distance(self._features(start, number), there),
+            open_part=float((first[: n // 2] - again).square().mean() / 2 / spread.clamp_min(1e-12)),
+            terms=torch.stack([terms for _, terms in judged]).mean(0),
         )
 
     def _moved(self, number: int, images: Tensor, direction: Direction) -> Tensor:

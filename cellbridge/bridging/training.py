@@ -1,50 +1,25 @@
-"""Bridges between images on the training engine: pairs in memory, their moments, the loss, what held-out cells say, and a grid to look at."""
+"""The cells of a bridge between images: held in memory, coupled for training, some kept to judge by, and their moments."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cellbridge.assembly.bridges import BridgeCard
-from cellbridge.bridge.image_matching import Bridged, bridged_batches, matching_losses, watched
 from cellbridge.bridge.image_moments import Views, joined, leading_modes, mean_images, pair_moments
-from cellbridge.bridge.images import ImageBridge, ImageEndpoint
-from cellbridge.bridge.integrate import row_chances, simulate, times
 from cellbridge.bridge.linear_guess import Moments
 from cellbridge.bridging.coupling import ELEMENTS, CoupledRows, Labelled, Rows, coupled_rows, held_out, require_enough
-from cellbridge.bridging.judging import PAIRS_JUDGED, HeldOut
+from cellbridge.bridging.judging import PAIRS_JUDGED, held_out_pairs
 from cellbridge.config import BridgeFitConfig
 from cellbridge.data import augment
 from cellbridge.data.dataset import CellData
 from cellbridge.data.pairs import PairSource
 from cellbridge.data.store import Store
-from cellbridge.errors import CouplingError
-from cellbridge.plots.composite import contrast_limits
-from cellbridge.plots.montage import montage
-from cellbridge.runs import RunDir, begin, fingerprint, publish_file
-from cellbridge.runtime import autocast, pick_precision
-from cellbridge.settings import binding, dump
-from cellbridge.training.checkpoint import as_resume
-from cellbridge.training.ema import applied
-from cellbridge.training.events import Event, Finished, Judged, SampleDue, show
-from cellbridge.training.loop import LossOutput, fit
-
-_NOT_BINDING = {"training", "resume", "accept_changes", "device"}
-"""Settings that a resumed training may change, or that the engine compares by itself."""
-_FREE = ("looks", "judged", "imf_rounds", "imf_steps", "imf_pairs", "imf_replay", "simulation_steps")
-"""Settings of `bridge` that the weights of the training do not depend on."""
 
 _PAIRS_FOR_MOMENTS = 1024
 _IMAGES_FOR_MODES = 4096
 _PAIRS_AT_ONCE = 512
-_SAMPLES = 6
-_SHOWN = 3
-"""Conditions in the grid of samples, at most."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +31,7 @@ class BridgeCells:
     train : pairs in the order of training.
     coupled : their epochs.
     judge : rows that do not train.
-    judged : pairs of these; None where there are none.
+    judged : pairs of which one cell or both are of these; None where there are none.
     """
 
     cells: Labelled
@@ -94,15 +69,16 @@ def bridge_cells(
         augment=config.augment,
         align=bridge.align,
     )
-    try:
-        others = coupled_rows(cells, judge, bridge, config.transport, turned=config.augment, seed=training.seed)
-    except CouplingError:  # too few on some plate to couple; the bridge is judged by its translations alone
+    if not len(judge):
         return BridgeCells(cells, source, coupled, judge, None)
+    whole = np.arange(len(cells.names))
+    everyone = coupled_rows(cells, whole, bridge, config.transport, turned=config.augment, seed=training.seed)
+    others, count = held_out_pairs(everyone, judge)
     judged = PairSource(
         data,
         others,
-        count=others.count,
-        batch_size=min(others.count, PAIRS_JUDGED),
+        count=count,
+        batch_size=min(count, PAIRS_JUDGED),
         seed=training.seed,
         augment=False,
         align=bridge.align,
@@ -163,142 +139,3 @@ def _centred(views: Views, *, most: int) -> Iterator[Tensor]:
         if taken >= most:
             break
     yield from (torch.cat(side) for side in sides)
-
-
-def bridge_loss(bridge: ImageBridge) -> Callable[[nn.Module, Bridged], LossOutput]:
-    """Return the loss as the engine calls it, with what to watch."""
-
-    def loss(network: nn.Module, bridged: Bridged) -> LossOutput:
-        losses = matching_losses(bridge, bridged.pairs, bridged.draw, network=network)
-        return LossOutput((bridged.pairs.weights * losses).mean(), watched(losses.detach(), bridged))
-
-    return loss
-
-
-def fit_bridge(
-    bridge: ImageBridge,
-    cells: BridgeCells,
-    card: BridgeCard,
-    *,
-    config: BridgeFitConfig,
-    run: RunDir,
-    inputs: Mapping[str, Path],
-    batches: Callable[[int, int], Bridged] | None = None,
-    facts: Mapping[str, float] | None = None,
-) -> tuple[Finished, dict[str, float]]:
-    """Train a bridge's network, showing progress, and draw a labelled grid of translated cells at the end.
-
-    Parameters
-    ----------
-    inputs : what the result depends on, beside the configuration: hashed, and a checkpoint of other inputs is refused.
-    batches : other pairs than those of the coupling.
-
-    Returns
-    -------
-    The last event, and what held-out cells said at the end.
-    """
-    training, device = config.training, cells.cells.data.device
-    bridge.to(device)
-    if not training.sample_every:
-        training = training.model_copy(update={"sample_every": -(-training.steps // config.bridge.looks)})
-    sums = {name: fingerprint(path) for name, path in inputs.items()}
-    events = fit(
-        bridge.network,
-        bridge_loss(bridge),
-        batches or _batches(cells, card, config),
-        config=training,
-        run=run,
-        identity=sums | binding(_bound(config), exclude={*inputs, *_NOT_BINDING}),
-        device=device,
-        resume=as_resume(config.resume),
-        accept_changes=config.accept_changes,
-    )
-    judge, said = HeldOut(bridge, cells.cells, cells.judge, cells.judged, config=config), {}
-
-    def judging() -> Iterator[Event]:
-        try:
-            for event in events:
-                if isinstance(event, SampleDue | Finished):
-                    with averaged(bridge, event.ema, config, device):
-                        said.update(judge.look())
-                    yield Judged(event.step, dict(said))
-                yield event
-        finally:
-            events.close()
-
-    def draw_samples(step: int, ema: Mapping[str, Tensor]) -> None:
-        with averaged(bridge, ema, config, device):
-            shown = _grid(bridge, cells, card, config)
-        figure = montage(shown, card.channels, contrast_limits(shown[card.control])).get_figure(root=True)
-        assert figure is not None
-        with publish_file(run.samples / f"step-{step:08d}.png") as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
-
-    finished = show(
-        judging(),
-        run=run,
-        description="fit-bridge",
-        total=training.steps,
-        images_per_step=training.batch_size,
-        on_start=lambda: begin(run, config=dump(config), seed=training.seed, inputs=inputs),
-        on_sample=draw_samples,
-        trackers=training.trackers,
-        settings=config.model_dump(mode="json"),
-        facts=facts,
-    )
-    return finished, said
-
-
-def _bound(config: BridgeFitConfig) -> BridgeFitConfig:
-    """Return the configuration with the settings that decide nothing at their defaults."""
-    defaults = type(config.bridge)()
-    free = {name: getattr(defaults, name) for name in _FREE}
-    return config.model_copy(update={"bridge": config.bridge.model_copy(update=free)})
-
-
-def _batches(cells: BridgeCells, card: BridgeCard, config: BridgeFitConfig) -> Callable[[int, int], Bridged]:
-    def figures(step: int) -> dict[str, float]:
-        return cells.coupled.figures(step * config.training.batch_size // cells.train.count)
-
-    return bridged_batches(
-        cells.train,
-        reg=card.reg,
-        seed=config.training.seed,
-        accumulation=config.training.accumulation,
-        figures=figures,
-    )
-
-
-@contextmanager
-def averaged(
-    bridge: ImageBridge, ema: Mapping[str, Tensor], config: BridgeFitConfig, device: torch.device
-) -> Iterator[None]:
-    """Let a bridge have averaged weights and the training's precision inside the block, without gradients."""
-    precision = pick_precision(config.training.precision, device)
-    with torch.no_grad(), applied(bridge.network, ema), autocast(device, precision):
-        yield
-
-
-def _grid(bridge: ImageBridge, cells: BridgeCells, card: BridgeCard, config: BridgeFitConfig) -> dict[str, np.ndarray]:
-    """Return a few control cells, the same translated to each condition, and real cells of it, by the names of their rows."""
-    data, reg = cells.cells.data, math.sqrt(card.reg[0] * card.reg[1])
-    source = data.batch(torch.from_numpy(_some(cells, card.control)))
-    seeds = torch.arange(len(source), device=data.device)
-    rows = {card.control: source}
-    for number, name in enumerate(card.conditions[:_SHOWN]):
-        rows[f"to {name}"] = simulate(
-            ImageEndpoint(bridge, condition=number, reg=reg),
-            source,
-            reg=reg,
-            chances=row_chances(seeds, data.image_shape),
-            grid=times(config.bridge.simulation_steps),
-            step="mean",
-        )
-        rows[f"real {name}"] = data.batch(torch.from_numpy(_some(cells, name)))
-    return {name: images.float().clamp(-1, 1).cpu().numpy() for name, images in rows.items()}
-
-
-def _some(cells: BridgeCells, name: str) -> Rows:
-    """Return rows of cells of a condition, evenly over all: they lie plate by plate."""
-    at = np.flatnonzero(cells.cells.names == name)
-    return at[np.linspace(0, len(at) - 1, min(len(at), _SAMPLES)).astype(np.int64)]

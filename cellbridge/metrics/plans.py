@@ -111,6 +111,26 @@ def _energy(first: Tensor, second: Tensor) -> Tensor:
     return 2 * torch.cdist(first, second).mean() - within
 
 
+def energy_and_terms(moved: Tensor, real: Tensor) -> tuple[float, Tensor]:
+    """Return the energy distance of moved rows from real ones, and what each moved row adds to it, (n,), float64.
+
+    The terms, 2 E|x - Y| / n - 2 E|x - X'| / n, are those of first order, up to what depends on the real rows alone: n times the variance
+    of their difference between two models on the same rows is that of the difference of the distances.
+
+    Raises
+    ------
+    ValueError : a sample of fewer than two.
+    """
+    n, m = len(moved), len(real)
+    if min(n, m) < 2:
+        raise ValueError(f"{n} and {m} samples: an energy distance needs two of each")
+    moved, real = moved.double(), real.double()
+    across = torch.cdist(moved, real).mean(1)
+    within = torch.cdist(moved, moved).sum(1) / (n - 1)
+    own = torch.cdist(real, real).sum() / (m * (m - 1))
+    return float(2 * across.mean() - within.mean() - own), 2 * (across - within) / n
+
+
 def precision_residual(source: Tensor, translated: Tensor, *, reg: float) -> float:
     """Return how far a plan is from optimal: |reg × off-diagonal block of the joint precision + I| / sqrt(d), of pairs (n, d).
 

@@ -44,6 +44,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     Raises
     ------
     ConditionError, StoreError : a condition or plate that the store does not hold, or no cell to train on.
+    ConfigError : settings that contradict each other, or rounds that too few cells are held out to judge.
     CouplingError : control cells and a condition share no plate, or hardly any cells.
     NumericalError : a coupling that does not converge, or a loss that is not finite.
     ModelError : base and store differ in channels or size.
@@ -56,7 +57,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
 
     from cellbridge import assembly
     from cellbridge.assembly import bridges
-    from cellbridge.bridging import rounds, training
+    from cellbridge.bridging import fitting, judging, rounds, training
     from cellbridge.data.store import open_store
     from cellbridge.runtime import pick_device
 
@@ -67,10 +68,12 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     store = open_store(config.store)
     rows = _rows(config, store, conditions)
     cells = training.bridge_cells(store, rows, conditions, config=config, device=device)
+    if config.bridge.imf_rounds:
+        judging.require_judges(cells.cells, cells.judge, conditions)
     card = _card(config, info, cells, conditions=conditions, base=base, plates=store.plates[rows])
     bridge = _bridge(config, cells, card, base=base, device=device)
     inputs = _inputs(config)
-    finished, said = training.fit_bridge(
+    finished, said = fitting.fit_bridge(
         bridge, cells, card, config=config, run=RunDir(out), inputs=inputs, facts=_facts(cells, bridge)
     )
     ema, taken = rounds.refine(bridge, cells, card, finished.ema, said, config=config, run=RunDir(out), inputs=inputs)

@@ -4,6 +4,7 @@ Of an adapter the factors A and B are averaged, and not the update B A that they
 of the products, though near it where the factors move little within the average's memory.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -36,6 +37,16 @@ def load(module: nn.Module, ema: Mapping[str, Tensor]) -> None:
     parameters = dict(module.named_parameters())
     for name, value in ema.items():
         parameters[name].copy_(value)
+
+
+def digest(ema: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of an average: of the names, types, shapes and bytes of its tensors."""
+    found = hashlib.sha256()
+    for name in sorted(ema):
+        value = ema[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 @contextmanager
