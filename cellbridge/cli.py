@@ -21,6 +21,7 @@ from cellbridge.errors import (
     ResourceError,
     StoppedBySignal,
     did_you_mean,
+    in_one_line,
     is_out_of_memory,
 )
 
@@ -493,7 +494,7 @@ def _resource_failure(error: BaseException, *, out: Path | None) -> str | None:
     if is_out_of_memory(error):
         return (
             "out of memory. Lower batch_size, or raise training.accumulation: the micro-batch shrinks and the result stays "
-            f"the same ({' '.join(str(error).split())[:200]})"
+            f"the same ({in_one_line(error)})"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         place = Path(error.filename or out or ".")

@@ -84,6 +84,7 @@ class StoppedBySignal(CellbridgeError):
         self.exit_code = 128 + signal_number
 
 
+_MOST_LETTERS = 200
 _MEMORY_TEXTS = (
     "out of memory",
     "can't allocate memory",
@@ -101,6 +102,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     by_kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return by_kind or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MEMORY_TEXTS))
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an error of another library says, in one line of at most 200 letters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:_MOST_LETTERS] or type(error).__name__
 
 
 def did_you_mean(found: str, known: Iterable[str], *, limit: int = 12) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from cellbridge.bridge.drift import EndpointDrift
 from cellbridge.bridge.mixture import MixtureBridge
 from cellbridge.bridge.potential import PotentialPreconditioning
-from cellbridge.errors import CouplingError, ModelError
+from cellbridge.errors import CouplingError, ModelError, in_one_line
 from cellbridge.networks.perceptron import BridgePerceptron
 from cellbridge.runs import MANIFEST, RunDir, publish_file, publish_model, require_intact
 from cellbridge.vectors import Scaling, VectorBridge, Vectors, empty_model
@@ -34,7 +34,7 @@ def read_vectors(path: Path) -> Vectors:
     except FileNotFoundError:
         raise CouplingError(f"{path}: no such file. Give a .npy array of shape (n, d).") from None
     except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise CouplingError(f"{path}: is no plain .npy array ({reason}). Save it with numpy.save.") from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
         raise CouplingError(f"{path}: holds no array of numbers. Save one float32 array with numpy.save.")
@@ -98,7 +98,7 @@ def load_bridge(path: Path) -> VectorBridge:
         model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
         scaling = Scaling(scale=card["scale"], **{name: weights[name] for name in _OF_SCALING})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise ModelError(
             f"{directory}: its weights and its card do not fit ({reason}). Fit the bridge again."
         ) from None

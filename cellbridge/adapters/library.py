@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from cellbridge.adapters.lora import copy_weights
-from cellbridge.errors import ModelError
+from cellbridge.errors import ModelError, in_one_line
 from cellbridge.networks.unet import require_same_keys
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def load_adapter(base_network: nn.Module, directory: Path, *, base_sha256: str) 
         config = LoraConfig.from_pretrained(str(directory), local_files_only=True)
         weights = load_file(directory / WEIGHTS)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise ModelError(f"{directory}: is no readable peft directory ({CONFIG}, {WEIGHTS}): {reason}") from None
     config.base_model_name_or_path = None
     model = get_peft_model(base_network, config)

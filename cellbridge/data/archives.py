@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from cellbridge.errors import FetchError, ResourceError
+from cellbridge.errors import FetchError, ResourceError, in_one_line
 
 _BLOCK = 1 << 20
 _HARMLESS_BYTES = 16 << 20
@@ -156,7 +156,7 @@ def unpack(archive: Path, into: Path, *, limits: Limits, what: str) -> dict[str,
             path.parent.mkdir(parents=True, exist_ok=True)
             members[name] = _write(content, path, budget)
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = in_one_line(error)
         raise FetchError(
             f"{what}: cannot be unpacked ({reason}), expected a whole zip or tar archive. Fetch it again, or check its URL."
         ) from None

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cellbridge.errors import ImageError
+from cellbridge.errors import ImageError, in_one_line
 
 GRID = 32
 """A field is reduced to at most this many blocks a side before the median over fields."""
@@ -112,7 +112,7 @@ def read_given(file: Path, shape: tuple[int, int]) -> np.ndarray[Any, np.dtype[n
             f"{file}: no such illumination function. Copy it there, or take it out of the table."
         ) from None
     except (ValueError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = in_one_line(error)
         raise ImageError(f"{file}: is no whole .npy array of numbers ({reason}). {remedy}") from None
     if given.shape != shape or given.dtype.kind not in "fui":
         raise ImageError(

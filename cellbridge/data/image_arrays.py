@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cellbridge.data.image_sets import Form, ImageSet, channel_names, channels_first, files_sha256, span_of
 from cellbridge.data.image_tables import described, table_rows
-from cellbridge.errors import ImageError
+from cellbridge.errors import ImageError, in_one_line
 
 _LABELS = ("labels", "conditions", "arr_1")
 
@@ -50,7 +50,7 @@ def read_zarr(group: Path, form: Form) -> ImageSet:
         found = {"images": opened} if hasattr(opened, "shape") else dict(opened.arrays())
         arrays = {name: np.asarray(array[...]) for name, array in found.items() if array.ndim in (1, 4)}
     except (LookupError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise ImageError(f"{group}: cannot be read as Zarr ({' '.join(str(error).split())[:120]}).") from None
+        raise ImageError(f"{group}: cannot be read as Zarr ({in_one_line(error)}).") from None
     files = [file for file in group.rglob("*") if file.is_file()]
     return _image_set(
         group, _images(arrays, where=str(group)), arrays, None, form=form, sha256=files_sha256(files, group)
@@ -121,9 +121,9 @@ def _numpy_file(file: Path) -> tuple[dict[str, NDArray[Any]], None]:
         with loaded:
             return {name: loaded[name] for name in loaded.files}, None
     except (ValueError, EOFError, OSError) as error:
-        raise ImageError(f"{file}: is no whole file of numbers ({' '.join(str(error).split())[:120]}).") from None
+        raise ImageError(f"{file}: is no whole file of numbers ({in_one_line(error)}).") from None
     except Exception as error:  # zipfile has its own kinds
-        raise ImageError(f"{file}: is damaged ({' '.join(str(error).split())[:120]}). Copy it again.") from None
+        raise ImageError(f"{file}: is damaged ({in_one_line(error)}). Copy it again.") from None
 
 
 def _anndata_file(file: Path) -> tuple[dict[str, NDArray[Any]], list[dict[str, str]]]:
@@ -132,7 +132,7 @@ def _anndata_file(file: Path) -> tuple[dict[str, NDArray[Any]], list[dict[str, s
     try:
         table = anndata.read_h5ad(file)
     except Exception as error:  # h5py and anndata raise whatever a damaged file makes them stumble over
-        raise ImageError(f"{file}: cannot be read as .h5ad ({' '.join(str(error).split())[:120]}).") from None
+        raise ImageError(f"{file}: cannot be read as .h5ad ({in_one_line(error)}).") from None
     if "images" not in table.obsm:
         found = ", ".join(table.obsm) or "nothing"
         raise ImageError(f'{file}: no obsm["images"] (found: {found}). Put (n, channel, height, width) there.')

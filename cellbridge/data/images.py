@@ -10,7 +10,7 @@ import numpy as np
 
 from cellbridge.data.planes import Plane
 from cellbridge.data.zarr_planes import is_zarr_array, read_zarr
-from cellbridge.errors import ImageError
+from cellbridge.errors import ImageError, in_one_line
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png", ".bmp", ".npy")
@@ -173,7 +173,7 @@ def _read_tiff(plane: Plane) -> np.ndarray:
         raise
     # Damaged files make the decoders raise whatever they stumble over.
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = in_one_line(error)
         raise ImageError(f"{file}: cannot be decoded ({reason}); it is truncated or damaged. Copy it again.") from None
 
 
@@ -186,7 +186,7 @@ def _read_png(file: Path) -> np.ndarray:
     try:
         return np.asarray(imagecodecs.png_decode(data))
     except Exception as error:  # the codec raises its own kinds
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = in_one_line(error)
         raise ImageError(f"{file}: cannot be decoded ({reason}). Copy it again.") from None
 
 
@@ -199,7 +199,7 @@ def _read_bmp(file: Path) -> np.ndarray:
     try:
         return np.asarray(imagecodecs.bmp_decode(data))
     except Exception as error:  # the codec raises its own kinds
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = in_one_line(error)
         raise ImageError(f"{file}: cannot be decoded ({reason}). Copy it again.") from None
 
 
@@ -219,7 +219,7 @@ def _read_numpy(file: Path) -> np.ndarray:
         loaded: np.ndarray = np.load(file, allow_pickle=False)
         return loaded
     except (ValueError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = in_one_line(error)
         raise ImageError(f"{file}: is no whole .npy array of numbers ({reason}). Copy it again.") from None
 
 

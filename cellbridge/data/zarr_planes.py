@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cellbridge.errors import ImageError
+from cellbridge.errors import ImageError, in_one_line
 
 _METADATA = ("zarr.json", ".zarray")
 
@@ -32,7 +32,7 @@ def read_zarr(folder: Path, index: tuple[int, ...]) -> np.ndarray:
     try:
         values = np.asarray(array[tuple(index)] if index else array[...])
     except Exception as error:  # damaged chunks make the codecs raise their own kinds
-        raise ImageError(f"{what}: cannot be decoded ({_reason(error)}). Copy it again.") from None
+        raise ImageError(f"{what}: cannot be decoded ({in_one_line(error)}). Copy it again.") from None
     _require_no_empty_inner_chunk(array, index, values, what=what)
     return values
 
@@ -58,7 +58,7 @@ def _opened(folder: Path, index: tuple[int, ...]) -> Any:
         array: Any = zarr.open_array(str(folder), mode="r")
         shape = tuple(array.shape)
     except Exception as error:  # zarr raises whatever its metadata makes it stumble over
-        raise ImageError(f"{folder}: no Zarr array can be opened ({_reason(error)}). Copy it again.") from None
+        raise ImageError(f"{folder}: no Zarr array can be opened ({in_one_line(error)}). Copy it again.") from None
     if len(index) > len(shape) or any(i >= n for i, n in zip(index, shape, strict=False)):
         raise ImageError(f"{what}: outside the array's shape {shape} (indices count from 0). Correct the table.")
     _require_chunks(array, folder, _chunks_of(array, index), what=what)
@@ -77,7 +77,7 @@ def _require_plain(folder: Path) -> None:
     try:
         metadata = json.loads(text.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ImageError(f"{text}: is no JSON ({_reason(error)}). Copy it again.") from None
+        raise ImageError(f"{text}: is no JSON ({in_one_line(error)}). Copy it again.") from None
     codecs = [metadata.get(key) for key in ("filters", "compressor", "codecs")] if isinstance(metadata, dict) else []
     if "pickle" in json.dumps(codecs).lower():
         raise ImageError(f"{text}: its chunks are pickles, which could run code. Write the array with another codec.")
@@ -113,7 +113,3 @@ def _require_no_empty_inner_chunk(array: Any, index: tuple[int, ...], values: np
                 f"{what}: the chunk at {corner} holds nothing but the fill value {array.fill_value}, as a lost one would. "
                 "Copy it again."
             )
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cellbridge.errors import ModelError
+from cellbridge.errors import ModelError, in_one_line
 from cellbridge.runtime import noise_per_image
 from cellbridge.typing import Images, Seeds
 
@@ -97,7 +97,7 @@ def load_prior(file: Path, kinds: Mapping[str, type[XTPrior]]) -> XTPrior:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return kinds[kind].from_tensors(tensors)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise ModelError(
             f"{file}: holds no prior of x_T ({type(error).__name__}: {reason}). Fit it again with `cellbridge fit-prior`."
         ) from None

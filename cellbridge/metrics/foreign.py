@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cellbridge.errors import ModelError, did_you_mean
+from cellbridge.errors import ModelError, did_you_mean, in_one_line
 from cellbridge.metrics.features import Extractor
 
 _SHAPE = "LIBRARY:NETWORK@FILE, or LIBRARY:NETWORK@FILE#sha256:HEX"
@@ -179,7 +179,7 @@ def _of_torch_fidelity(name: str, state: Mapping[str, Tensor], device: torch.dev
     try:
         network: nn.Module = kind(name, [layer], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise ModelError(
             f"the weights do not fit torch-fidelity's {name} ({reason}). Give the state dict that torch-fidelity itself would load."
         ) from None
@@ -249,7 +249,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], *, name: str, heads: 
     try:
         found = network.load_state_dict(body, strict=False)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise ModelError(
             f"the weights do not fit {name} ({reason}). Name the network that they were saved from."
         ) from None

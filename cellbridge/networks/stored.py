@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cellbridge.errors import ModelError
+from cellbridge.errors import ModelError, in_one_line
 from cellbridge.networks.conditioning import ConditionedBackbone
 from cellbridge.networks.dit import TABLE, with_tables
 from cellbridge.networks.unet import WEIGHTS, load_unet, require_same_keys
@@ -80,5 +80,5 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise ModelError(f"{file}: is no readable safetensors file: {reason}. Train or copy the model again.") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from cellbridge.config import NetworkConfig
-from cellbridge.errors import ConfigError, ModelError, did_you_mean
+from cellbridge.errors import ConfigError, ModelError, did_you_mean, in_one_line
 from cellbridge.networks.initialisation import initialise
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def load_unet(directory: Path) -> "UNet2DModel":
         network = UNet2DModel.from_config(UNet2DModel.load_config(directory))
         weights = load_file(directory / WEIGHTS)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise ModelError(f"{directory}: is no readable UNet2DModel folder (config.json, {WEIGHTS}): {reason}") from None
     require_same_keys(weights, dict(network.state_dict()), source=str(directory / WEIGHTS))
     network.load_state_dict(weights)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cellbridge.errors import ResourceError, is_out_of_memory
+from cellbridge.errors import ResourceError, in_one_line, is_out_of_memory
 from cellbridge.runtime import autocast
 from cellbridge.training.slicing import count, sliced
 from cellbridge.training.state import Training
@@ -36,7 +36,7 @@ def within_memory(training: Training, work: Callable[[], ResultT]) -> ResultT:
         certain = is_out_of_memory(error)
         if not certain and _UNSAID not in str(error):
             raise
-        cause = " ".join(str(error).split())[:200]
+        cause = in_one_line(error)
         otherwise = None if certain else error.with_traceback(None)
     # Out here the frames that held the activations are gone.
     raise _failure(training, cause, otherwise)

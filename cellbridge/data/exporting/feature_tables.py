@@ -14,7 +14,7 @@ import pandas as pd
 
 from cellbridge.data.exporting.cells import Cells
 from cellbridge.data.readers.tables import read_table
-from cellbridge.errors import ManifestError
+from cellbridge.errors import ManifestError, in_one_line
 
 _BOOKKEEPING = re.compile(r"(ImageNumber|ObjectNumber|TableNumber|.*Number_Object_Number|Unnamed: \d+|)")
 _TABLES = (".csv", ".tsv", ".txt", ".parquet")
@@ -60,7 +60,7 @@ def _of_array(file: Path, *, cells: Cells, rows_of: Path | None) -> Features:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ManifestError(
-            f"{file}: is no array of numbers ({' '.join(str(error).split())[:120]}). Save it with numpy.save."
+            f"{file}: is no array of numbers ({in_one_line(error)}). Save it with numpy.save."
         ) from None
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise ManifestError(f"{file}: {array.dtype} of shape {array.shape}, expected numbers of shape (cell, feature).")
@@ -99,7 +99,7 @@ def _numbers_and_texts(file: Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(file) if plain.suffix.lower() == ".parquet" else _read_csv(file)
     except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise ManifestError(f"{file}: no whole table ({' '.join(str(error).split())[:120]}). Copy it again.") from None
+        raise ManifestError(f"{file}: no whole table ({in_one_line(error)}). Copy it again.") from None
     frame = frame.reset_index() if any(name is not None for name in frame.index.names) else frame
     frame.columns = pd.Index([_plain_name(str(name)) for name in frame.columns])
     _require_once(list(frame.columns), file)

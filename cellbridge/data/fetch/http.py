@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cellbridge.data.fetch.remotes import Facts, Remote, Stream, TryAgain
-from cellbridge.errors import FetchError
+from cellbridge.errors import FetchError, in_one_line
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -106,13 +106,13 @@ class Http(Remote):
         try:
             result: Result = sync(self._files.loop, work, *arguments)
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects) as error:
-            raise FetchError(f"{url}: leads nowhere ({_short(error)}). Correct the URL in the manifest.") from None
+            raise FetchError(f"{url}: leads nowhere ({in_one_line(error)}). Correct the URL in the manifest.") from None
         except aiohttp.ClientConnectorCertificateError as error:
             raise FetchError(
-                f"{url}: its certificate is not trusted ({_short(error)}). Ask who runs the server."
+                f"{url}: its certificate is not trusted ({in_one_line(error)}). Ask who runs the server."
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TryAgain(_short(error)) from None
+            raise TryAgain(in_one_line(error)) from None
         return result
 
 
@@ -227,7 +227,3 @@ def _address(url: str) -> Any:
     from yarl import URL
 
     return URL(url, encoded=url.isascii() and " " not in url)
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cellbridge.errors import ConfigError, FetchError
+from cellbridge.errors import ConfigError, FetchError, in_one_line
 
 _BLOCK = 8 << 20
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
@@ -198,14 +198,12 @@ def _told(url: str, passing: tuple[type[Exception], ...]) -> Iterator[None]:
         raise FetchError(f'{url}: is a folder. Write its path with "/" at the end to fetch all of it.') from None
     except PermissionError as error:
         raise FetchError(
-            f"{url}: may not be read ({_short(error)}). If it is not public, give credentials by your environment and "
+            f"{url}: may not be read ({in_one_line(error)}). If it is not public, give credentials by your environment and "
             "--set s3_anonymous=false."
         ) from None
     except ValueError as error:
-        raise FetchError(f"{url}: cannot be asked for ({_short(error)}). Correct the URL in the manifest.") from None
+        raise FetchError(
+            f"{url}: cannot be asked for ({in_one_line(error)}). Correct the URL in the manifest."
+        ) from None
     except passing as error:
-        raise TryAgain(_short(error)) from None
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise TryAgain(in_one_line(error)) from None

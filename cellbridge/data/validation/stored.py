@@ -11,7 +11,7 @@ from cellbridge import runs
 from cellbridge.data.store import REMEDY, REQUIRED, StoreInfo, condition_of, read_info
 from cellbridge.data.validation.problems import Findings
 from cellbridge.data.validation.shard_reading import ReadingShards, SeenCells
-from cellbridge.errors import CheckpointError, StoreError
+from cellbridge.errors import CheckpointError, StoreError, in_one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +98,7 @@ def _check_maps(info: StoreInfo, findings: Findings) -> None:
     try:
         maps = info.intensity_maps()
     except Exception as error:  # damaged attributes make it stumble over whatever they hold
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = in_one_line(error)
         findings.add("store", f"its intensity maps cannot be read ({reason})", REMEDY, file=file)
         return
     for plate, median, p999 in zip(maps.plates, maps.median.tolist(), maps.p999.tolist(), strict=True):
@@ -123,7 +123,7 @@ def _table(info: StoreInfo, findings: Findings) -> "pd.DataFrame | None":
         obs: pd.DataFrame = anndata.io.read_elem(group["table/obs"])
         return obs
     except Exception as error:  # zarr and anndata raise whatever damaged bytes make them stumble over
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = in_one_line(error)
         findings.add("cells", f"cannot be read ({reason})", REMEDY, file=info.path / "table")
         return None
 
@@ -186,7 +186,7 @@ def _arrays(info: StoreInfo, findings: Findings) -> dict[str, int]:
         try:
             array: Any = zarr.open_array(str(folder), mode="r")
         except Exception as error:  # zarr raises whatever its metadata makes it stumble over
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = in_one_line(error)
             findings.add("store", f"cannot be opened ({reason})", REMEDY, file=folder)
             continue
         image = (info.n_cells, len(info.channels), info.size_px, info.size_px)
