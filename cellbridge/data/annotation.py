@@ -3,14 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cellbridge.conditions import Condition
 from cellbridge.data import store
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.readers.faults import apart, each
-from cellbridge.data.readers.platemap import WellContents
-from cellbridge.data.readers.rows import ImageRow
+from cellbridge.data.readers.platemap import BARCODE_TABLE, PlateMap
+from cellbridge.data.readers.rows import ImageRow, of_rows
 from cellbridge.errors import ManifestError, StoreError, did_you_mean
 
 COMPOUND_COLUMNS = ("Metadata_Compound", "Metadata_compound", "Metadata_pert_iname", "Metadata_broad_sample")
@@ -20,7 +20,11 @@ _TO_MICROMOLAR = {"n": 1e-3, "u": 1.0, "µ": 1.0, "μ": 1.0, "m": 1e3}
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([nuµμm])[Mm])?")
 
 
-def join_platemaps(rows: Sequence[ImageRow], platemaps: dict[str, WellContents]) -> list[ImageRow]:
+_UNSAID = Manifest.model_fields["control"].default
+"""The control query of a manifest that gives none; it leaves open what a row without pert_type is."""
+
+
+def join_platemaps(rows: Sequence[ImageRow], platemaps: Mapping[str, PlateMap]) -> list[ImageRow]:
     """Add the plate map's columns to every row; without plate maps the rows stay as they are.
 
     Raises
@@ -29,49 +33,66 @@ def join_platemaps(rows: Sequence[ImageRow], platemaps: dict[str, WellContents])
     """
     if not platemaps:
         return list(rows)
+    _require_mapped(rows, platemaps)
     return each("platemap", lambda row: _joined(row, platemaps), rows, otherwise_as_it_is=True)
 
 
-def _joined(row: ImageRow, platemaps: dict[str, WellContents]) -> ImageRow:
-    if row.plate not in platemaps:
-        raise ManifestError(
-            f'{row.where}: plate "{row.plate}" is in no barcode_platemap.csv.{did_you_mean(row.plate, platemaps)}'
-        )
-    contents = platemaps[row.plate].get(row.well)
-    if contents is None:
-        raise ManifestError(
-            f"{row.where}: well {row.well} is not in the map of plate {row.plate}. Add it to the plate map."
-        )
-    for name, text in contents.items():
+def _require_mapped(rows: Sequence[ImageRow], platemaps: Mapping[str, PlateMap]) -> None:
+    """Refuse plates without a map, and wells that are not in it; each once, however many fields it has."""
+    absent: dict[tuple[str, str], list[ImageRow]] = {}
+    for row in rows:
+        if row.plate not in platemaps:
+            absent.setdefault((row.plate, ""), []).append(row)
+        elif row.well not in platemaps[row.plate].wells:
+            absent.setdefault((row.plate, row.well), []).append(row)
+    for (plate, well), some in absent.items():
+        with apart("platemap"):
+            if not well:
+                raise ManifestError(
+                    f'{some[0].at("Metadata_Plate")}: plate "{plate}" is in no {BARCODE_TABLE}{of_rows(some)}. Add it there, or '
+                    f"correct the plate.{did_you_mean(plate, platemaps)}"
+                )
+            raise ManifestError(
+                f"{some[0].at('Metadata_Well')}: well {well} is not in the map of plate {plate}, "
+                f"{platemaps[plate].name}{of_rows(some)}. Add it to the plate map."
+            )
+
+
+def _joined(row: ImageRow, platemaps: Mapping[str, PlateMap]) -> ImageRow:
+    entry = platemaps[row.plate].wells.get(row.well) if row.plate in platemaps else None
+    if entry is None:
+        return row
+    for name, text in entry.columns.items():
         if row.metadata.get(name, text) != text:
             raise ManifestError(
-                f'{row.where}: {name} is "{row.metadata[name]}", the plate map says "{text}". Correct one of the two.'
+                f'{row.at(name)}: {name} is "{row.metadata[name]}", the plate map says "{text}" ({entry.where}). '
+                "Correct one of the two."
             )
-    return replace(row, metadata={**row.metadata, **contents})
+    return replace(row, metadata={**row.metadata, **entry.columns}, joined=(*row.joined, entry))
 
 
 def annotate(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRow], str]:
     """Return rows with Metadata_Compound, _Concentration and _pert_type filled, and the control's name.
 
-    Rows that the manifest's control query selects are the control: their pert_type is `negcon` and their compound the control's
-    name. An empty compound is a vehicle well, so it is the control as well unless its pert_type says otherwise. Concentrations
-    are in micromolar; a number that is one already stays as the table wrote it, as does whatever the control has.
+    Rows that the manifest's control query selects are the control, and no others: their pert_type is `negcon` and their compound
+    the control's name. Where the manifest gives no query of its own, a row without pert_type and compound is a vehicle well, and
+    so the control as well (`blank_control`). Concentrations are in micromolar; a number that is one already stays as the table
+    wrote it, as does whatever the control has.
 
     Raises
     ------
     ManifestError : a column is missing, a treated row has no compound, a concentration is no number, or the control has
         several names.
     """
-    rows = _renamed(rows, {name: column for name, column in manifest.columns.items() if name.startswith("Metadata_")})
-    compound, concentration = _source_columns(rows)
-    key, _, value = manifest.control.partition("=")
-    filled = each("condition", lambda row: _with_compound(row, compound, key, value), rows, otherwise_as_it_is=False)
+    rows, columns = _renamed(rows, manifest)
+    _require_query(rows, manifest)
+    filled = each("condition", lambda row: _with_compound(row, columns, manifest), rows, otherwise_as_it_is=False)
     control = _control_name(filled, manifest)
-    scale = _scale(manifest, manifest.columns.get("Metadata_Concentration", concentration or ""))
+    scale = _scale(manifest, manifest.columns.get("Metadata_Concentration", columns.concentration or ""))
 
     def finished(row: ImageRow) -> ImageRow:
-        done = _finished(row, control, concentration, scale)
-        condition_of(done, control=control)
+        done = _finished(row, control, columns, scale)
+        condition_of(done, control=control, where=columns.at(row, columns.compound))
         return done
 
     return each("condition", finished, filled, otherwise_as_it_is=False), control
@@ -82,14 +103,14 @@ def is_control(row: ImageRow) -> bool:
     return row.metadata["Metadata_pert_type"] == "negcon"
 
 
-def condition_of(row: ImageRow, *, control: str) -> Condition:
-    """Return an annotated row's condition; raise ManifestError where the store could not tell it from another."""
+def condition_of(row: ImageRow, *, control: str, where: str | None = None) -> Condition:
+    """Return an annotated row's condition; raise ManifestError, with the place, where the store could not tell it from another."""
     try:
         return store.condition_of(
             row.metadata["Metadata_Compound"], row.metadata["Metadata_Concentration"], control=control
         )
     except StoreError as error:
-        raise ManifestError(f"{row.where}: {error}") from None
+        raise ManifestError(f"{where or row.where}: {error}") from None
 
 
 def require_control(rows: Iterable[ImageRow], manifest: Manifest) -> None:
@@ -125,48 +146,81 @@ def aliases(rows: Iterable[ImageRow]) -> dict[str, str]:
     }
 
 
-def _renamed(rows: Sequence[ImageRow], columns: Mapping[str, str]) -> list[ImageRow]:
-    """Give the columns that the manifest names their `Metadata_*` names as well."""
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns say what was done to a well.
+
+    Parameters
+    ----------
+    compound, concentration : their names in the metadata.
+    sources : name in the metadata → what it was copied from, as the manifest's `columns` say.
+    """
+
+    compound: str
+    concentration: str | None
+    sources: Mapping[str, str]
+
+    def at(self, row: ImageRow, column: str) -> str:
+        """Return the table, row and column that a text of a row is from."""
+        return row.at(self.sources.get(column, column))
+
+
+def _renamed(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRow], _Columns]:
+    """Give the columns that the manifest names their `Metadata_*` names as well, and find those of compound and concentration."""
     present = {name for row in rows for name in row.metadata}
     sources = {}
-    for target, source in columns.items():
-        found = next((name for name in (source, f"Metadata_{source}") if name in present), None)
+    for target, source in manifest.columns.items():
+        if not target.startswith("Metadata_"):
+            continue
+        known = target if source.casefold() == target.removeprefix("Metadata_").casefold() else source
+        found = next((name for name in (source, f"Metadata_{source}", known) if name in present), None)
         if found is None:
             raise ManifestError(f'columns: "{source}" is in no table.{did_you_mean(f"Metadata_{source}", present)}')
         sources[target] = found
-    return [
-        replace(
-            row, metadata={**row.metadata, **{target: row.metadata.get(name, "") for target, name in sources.items()}}
-        )
+    named = [
+        replace(row, metadata={**row.metadata, **{target: row.metadata.get(sources[target], "") for target in sources}})
         for row in rows
     ]
-
-
-def _source_columns(rows: Sequence[ImageRow]) -> tuple[str, str | None]:
-    present = {name for row in rows for name in row.metadata}
+    present |= sources.keys()
     compound = next((name for name in (*COMPOUND_COLUMNS, JUMP_COLUMN) if name in present), None)
     if compound is None:
         raise ManifestError(
             "no table has a compound column (Metadata_Compound, or compound or broad_sample in a plate map). "
             "Name it under columns: Metadata_Compound."
         )
-    return compound, next((name for name in CONCENTRATION_COLUMNS if name in present), None)
+    concentration = next((name for name in CONCENTRATION_COLUMNS if name in present), None)
+    return named, _Columns(compound, concentration, sources)
 
 
-def _with_compound(row: ImageRow, compound: str, key: str, value: str) -> ImageRow:
-    name, kind = row.metadata.get(compound, ""), row.metadata.get("Metadata_pert_type", "")
-    control = row.metadata.get(key) == value or (not name and kind in ("", "negcon"))
-    if not name and not control:
+def _require_query(rows: Sequence[ImageRow], manifest: Manifest) -> None:
+    """Refuse a control query whose column no table has, but for the one that stands for no query."""
+    column = manifest.control.partition("=")[0]
+    present = {name for row in rows for name in row.metadata} | {"Metadata_Compound"}
+    if manifest.control != _UNSAID and column not in present:
+        raise ManifestError(f'control: no table has "{column}" ({manifest.control}).{did_you_mean(column, present)}')
+
+
+def _with_compound(row: ImageRow, columns: _Columns, manifest: Manifest) -> ImageRow:
+    """Fill in compound and pert_type: `negcon` for the control, and for no other row."""
+    name, kind = row.metadata.get(columns.compound, ""), row.metadata.get("Metadata_pert_type", "")
+    column, _, value = manifest.control.partition("=")
+    selected = (name if column == "Metadata_Compound" else row.metadata.get(column)) == value
+    blank = not name and not kind and manifest.control == _UNSAID
+    if not name and not selected and not blank:
+        said = f'its pert_type is "{kind}"' if manifest.control == _UNSAID else f"it has not {manifest.control}"
         raise ManifestError(
-            f'{row.where}: {compound} is empty, and pert_type is "{kind}". Fill in the compound, or leave the row out.'
+            f"{columns.at(row, columns.compound)}: the compound is empty, and the well is no control, as {said}. Fill in the "
+            "compound, leave the well out, or correct `control` in the manifest."
         )
+    treated = kind if kind not in ("", "negcon") else "trt"
     return replace(
         row,
         metadata={
             **row.metadata,
             "Metadata_Compound": name,
-            "Metadata_pert_type": "negcon" if control else kind or "trt",
+            "Metadata_pert_type": "negcon" if selected or blank else treated,
         },
+        blank_control=blank,
     )
 
 
@@ -196,10 +250,11 @@ def _scale(manifest: Manifest, column: str) -> float | None:
     return None
 
 
-def _finished(row: ImageRow, control: str, column: str | None, scale: float | None) -> ImageRow:
+def _finished(row: ImageRow, control: str, columns: _Columns, scale: float | None) -> ImageRow:
+    column = columns.concentration
     text = row.metadata.get(column, "") if column else ""
-    if not is_control(row):
-        text = _micromolar(text, scale, where=f"{row.where} {column}")
+    if column and not is_control(row):
+        text = _micromolar(text, scale, where=columns.at(row, column))
     metadata = {**row.metadata, "Metadata_Concentration": text}
     if is_control(row):
         if metadata["Metadata_Compound"] not in ("", control):
@@ -207,8 +262,8 @@ def _finished(row: ImageRow, control: str, column: str | None, scale: float | No
         metadata["Metadata_Compound"] = control
     elif metadata["Metadata_Compound"] == control:
         raise ManifestError(
-            f'{row.where}: compound "{control}" is the control\'s, but the row is not selected by the control query. '
-            "Correct the row, or `control` in the manifest."
+            f'{columns.at(row, columns.compound)}: compound "{control}" is the control\'s, but the row is not selected by the '
+            "control query. Correct the row, or `control` in the manifest."
         )
     return replace(row, metadata=metadata)
 

@@ -53,7 +53,7 @@ def listed_rows(manifest: Manifest, root: Path) -> list[ImageRow]:
     """
     rows = _some(READERS[manifest.kind](manifest, root), manifest)
     folders = [manifest.locate(name, root, where="platemaps") for name in manifest.platemaps]
-    rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format))
+    rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format, root=root))
     rows = join_metadata_tables(rows, manifest, root)
     return _some([row for row in rows if is_wanted(row.metadata, manifest)], manifest)
 

@@ -36,7 +36,7 @@ class KnownObjects:
         found = next((pair for pair in _POSITIONS if set(pair) <= set(table.columns)), None)
         if found is None:
             raise ManifestError(
-                f'{table.path}: no columns "x" and "y" (or Location_Center_X and _Y). Add the positions.'
+                f'{table.name}: no columns "x" and "y" (or Location_Center_X and _Y). Add the positions.'
             )
         self.keys = tuple(name for name in _MATCHED if name in table.columns)
         self.columns = tuple(name for name in table.columns if name not in (*self.keys, *found))

@@ -102,7 +102,7 @@ def _check_plate(config: Config, findings: "Findings") -> None:
     try:
         manifest, root = read_manifest(config.path, root=config.root)
     except ManifestError as error:
-        findings.add_text("table", str(error), default=config.path)
+        findings.add_text("manifest", str(error), default=config.path)
         return
     file = config.path / "manifest.yaml" if config.path.is_dir() else config.path
 

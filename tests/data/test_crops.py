@@ -290,9 +290,7 @@ def test_real_human_nuclei_are_counted_as_cellprofiler_did(real_data: Path) -> N
 
 
 def objects(rows: list[tuple[str, ...]], columns: tuple[str, ...]) -> KnownObjects:
-    table = Table(
-        Path("cells.csv"), columns, tuple(dict(zip(columns, r, strict=True)) for r in rows), tuple(range(2, 9))
-    )
+    table = Table("cells.csv", columns, tuple(dict(zip(columns, r, strict=True)) for r in rows), tuple(range(2, 9)))
     return KnownObjects(table)
 
 

@@ -56,13 +56,13 @@ def test_a_later_table_uses_what_an_earlier_one_added_and_empty_keys_need_no_ent
 @pytest.mark.parametrize(
     ("text", "keys", "message"),
     [
-        ("well,x\nA02,1\n", {}, "t row 2: w.csv has no entry for A01 (well)"),
+        ("well,x\nA02,1\n", {}, "t row 2 Metadata_Well: w.csv has no entry for A01 (well)"),
         (
             "well,x\nA01,1\na1,2\n",
             {},
-            'w.csv row 3: A01 stands in w.csv row 2 already, with Metadata_x "1" and not "2"',
+            'w.csv row 3 x: A01 stands in w.csv row 2 already, with "1" and not "2"',
         ),
-        ("well,kind\nA01,b\n", {}, 't row 2: Metadata_kind is "a", w.csv row 2 says "b"'),
+        ("well,kind\nA01,b\n", {}, 't row 2 Metadata_kind: Metadata_kind is "a", w.csv row 2 says "b"'),
         ("place,x\nA01,1\n", {}, 'no column "well"'),
         ("well,x\nQ25,1\n", {}, "w.csv row 2 well: well"),
         ("well,x\nA01,1\n", {"keys": {"Metadata_where": "well"}}, 'joined on "Metadata_where", which no row has'),

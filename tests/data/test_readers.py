@@ -113,7 +113,10 @@ def test_urls_are_mapped_to_the_root_and_illumination_columns_passed_over(tmp_pa
     [
         ("FileName_DNA,Metadata_Plate,Metadata_Well\nd,p,A01\n", 'no column for channel "ER"'),
         ("FileName_DNA,FileName_ER,Metadata_Well\nd,e,A01\n", 'no column "Metadata_Plate"'),
-        ("FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,e,p,Q25\n", "load_data.csv row 2: well"),
+        (
+            "FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,e,p,Q25\n",
+            "load_data.csv row 2 Metadata_Well: well",
+        ),
         ("FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,e,,A01\n", "row 2: Metadata_Plate is empty"),
         ("FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,,p,A01\n", "row 2 FileName_ER: no path"),
         ("FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,../../etc/passwd,p,A01\n", "outside the root"),
@@ -178,12 +181,26 @@ def test_concentrations_are_in_micromolar(text: str, unit: str, expected: str, t
     ("wells", "changes", "message"),
     [
         ("A01\t\t\tDMSO\nA02\tx\t1\tDMSO\n", {"concentration_unit": None}, "mmoles_per_liter"),
-        ("A01\t\t\tDMSO\nA02\tx\t0,5\tDMSO\n", {}, 'row 3 Metadata_mmoles_per_liter: "0,5" is no concentration'),
-        ("A01\t\t\tDMSO\nA1\tx\t1\tDMSO\n", {}, "m.txt row 3: well A01 stands twice"),
-        ("A01\t\t\tDMSO\nQ25\tx\t1\tDMSO\n", {}, 'row 3: well "Q25" is outside'),
+        (
+            "A01\t\t\tDMSO\nA02\tx\t0,5\tDMSO\n",
+            {},
+            'maps/platemap/m.txt row 3 mmoles_per_liter: "0,5" is no concentration',
+        ),
+        ("A01\t\t\tDMSO\nA1\tx\t1\tDMSO\n", {}, "maps/platemap/m.txt row 3 well_position: well A01 stands twice"),
+        ("A01\t\t\tDMSO\nQ25\tx\t1\tDMSO\n", {}, 'load_data.csv row 3 Metadata_Well: well "Q25" is outside'),
         ("A01\t\t\tDMSO\n", {"columns": {"Metadata_Compound": "cpd"}}, 'columns: "cpd" is in no table'),
         ("A01\t\t\tDMSO\nA02\tDMSO\t1\tDMSO\n", {"control_name": "DMSO"}, "not selected by the control query"),
         ("A01\t\t\tDMSO\n", {"platemaps": ("../maps",)}, "outside the root"),
+        (
+            "A01\t\t\tDMSO\n",
+            {"control": "Metadata_solvant=DMSO"},
+            'control: no table has "Metadata_solvant" (Metadata_solvant=DMSO). Did you mean "Metadata_solvent"?',
+        ),
+        (
+            "A01\tLUC\t\tDMSO\nA02\t\t\tDMSO\n",
+            {"control": "Metadata_broad_sample=LUC"},
+            "maps/platemap/m.txt row 3 broad_sample: the compound is empty, and the well is no control",
+        ),
     ],
 )
 def test_a_plate_map_that_is_wrong_is_refused(wells: str, changes: dict, message: str, tmp_path: Path) -> None:
@@ -195,7 +212,7 @@ def test_a_plate_map_that_is_wrong_is_refused(wells: str, changes: dict, message
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("d,e,p,B01,", "well B01 is not in the map of plate p"),
+        ("d,e,p,B01,", "load_data.csv row 2 Metadata_Well: well B01 is not in the map of plate p, maps/platemap/m.txt"),
         ("d,e,q,A01,", 'plate "q" is in no barcode_platemap.csv'),
         ("d,e,p,A01,water", 'Metadata_solvent is "water", the plate map says "DMSO"'),
     ],
@@ -205,6 +222,17 @@ def test_a_table_and_its_plate_map_must_agree(row: str, message: str, tmp_path: 
     with pytest.raises(ManifestError) as caught:
         catalogue(tmp_path, "A01\t\t\tDMSO\n", table=table)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("well", "message"),
+    [("Q25", 'well "Q25" is outside'), ("", '"" is no well'), ("a1", "well A01 stands twice")],
+)
+def test_a_well_of_a_plate_map_is_refused_with_map_row_and_column(well: str, message: str, tmp_path: Path) -> None:
+    platemaps(tmp_path, f"A01\t\t\tDMSO\n{well}\tx\t1\tDMSO\n")
+    with pytest.raises(ManifestError) as caught:
+        read_platemaps([tmp_path / "maps"], plate_format=384, root=tmp_path)
+    assert str(caught.value).startswith(f"maps/platemap/m.txt row 3 well_position: {message}")
 
 
 @pytest.mark.parametrize("name", ["../m", "/m", ".m", ""])
@@ -237,6 +265,28 @@ def test_jump_identifiers_become_aliases_and_the_control_is_a_query(tmp_path: Pa
     assert aliases(annotated) == {"JCP2022_033924": "DMSO", "JCP2022_037716": "AMG900"}
 
 
+def test_the_query_alone_says_what_the_control_is_whatever_pert_type_says(tmp_path: Path) -> None:
+    rows = jump_rows(tmp_path, "d,e,p,A01,x,trt,DMSO\nd,e,p,A02,y,negcon,LUC\nd,e,p,A03,z,poscon,AMG\n")
+    annotated, control = annotate(rows, manifest(control="Metadata_Compound=DMSO"))
+    assert control == "DMSO"
+    assert [row.metadata["Metadata_pert_type"] for row in annotated] == ["negcon", "trt", "poscon"]
+    assert [is_control(row) for row in annotated] == [True, False, False]
+
+
+def test_an_empty_compound_is_control_where_nothing_is_said_against_it(tmp_path: Path) -> None:
+    rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,\nd,e,p,A02,y,,\nd,e,p,A03,z,trt,AMG\n")
+    annotated, _ = annotate(rows, manifest())
+    assert [is_control(row) for row in annotated] == [True, True, False]
+    assert [row.blank_control for row in annotated] == [False, True, False]
+
+
+def test_the_query_finds_a_compound_under_the_plate_maps_own_name(tmp_path: Path) -> None:
+    wells = "A01\tmock\t\tDMSO\nA02\ttaxol\t1\tDMSO\n"
+    rows, control = catalogue(tmp_path, wells, control="Metadata_Compound=mock")
+    assert control == "mock"
+    assert [is_control(row) for row in rows] == [True, False]
+
+
 def test_controls_of_several_names_need_one_name(tmp_path: Path) -> None:
     rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,BFP\nd,e,p,A02,y,negcon,LacZ\n")
     with pytest.raises(ManifestError, match="the control has 2 names"):
@@ -256,13 +306,13 @@ def test_a_plate_without_control_is_named(tmp_path: Path) -> None:
 
 def test_a_treated_row_without_compound_is_refused(tmp_path: Path) -> None:
     rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,DMSO\nd,e,p,A02,y,trt,\n")
-    with pytest.raises(ManifestError, match="row 3: Metadata_Compound is empty"):
+    with pytest.raises(ManifestError, match="row 3 Metadata_Compound: the compound is empty"):
         annotate(rows, manifest())
 
 
 def test_a_compound_that_reads_like_a_dose_is_refused_with_its_row(tmp_path: Path) -> None:
     rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,DMSO\nd,e,p,A02,y,trt,drug@5\n")
-    with pytest.raises(ManifestError, match=r"row 3: condition .* would be read back as"):
+    with pytest.raises(ManifestError, match=r"row 3 Metadata_Compound: condition .* would be read back as"):
         annotate(rows, manifest())
 
 
@@ -277,5 +327,5 @@ def test_public_plate_maps_are_read_as_they_are(real_data: Path, tmp_path: Path)
     plates = read_platemaps([tmp_path], plate_format=384)
     assert len(plates) == len(chosen) > 0
     wells = next(iter(plates.values()))
-    assert len(wells) == 384
-    assert sum(not well["Metadata_broad_sample"] for well in wells.values()) == 24
+    assert len(wells.wells) == 384
+    assert sum(not well.columns["Metadata_broad_sample"] for well in wells.wells.values()) == 24

@@ -28,7 +28,8 @@ def write(folder: Path, **keys: Any) -> Path:
             image = np.random.default_rng((number, len(channel))).integers(1, 60000, (8, 8)).astype(np.uint16)
             tifffile.imwrite(folder / name, image)
             rows.append(
-                {"path": name, "channel": channel, "plate": "P", "well": well, "compound": "x" if number else ""}
+                {"path": name, "channel": channel, "plate": "P", "well": well, "compound": "x" if number else "DMSO"}
+                | {"pert_type": "trt" if number else "negcon"}
             )
     with (folder / "planes.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
@@ -82,7 +83,7 @@ def test_names_that_do_not_fit_the_pattern_are_listed_one_by_one(tmp_path: Path)
         "kind": "pattern",
         "tables": None,
         "folders": ["."],
-        "constants": {"Metadata_Plate": "P", "Metadata_Compound": ""},
+        "constants": {"Metadata_Plate": "P", "Metadata_Compound": "", "Metadata_pert_type": "negcon"},
     }
     folder = write(tmp_path, **keys, pattern=r"(?P<well>[A-Z]\d\d)_(?P<channel>\w+)\.tif")
     assert check(folder) == {}
@@ -97,7 +98,7 @@ def test_names_that_do_not_fit_the_pattern_are_listed_one_by_one(tmp_path: Path)
 def test_an_illumination_function_is_found_where_it_cannot_be_used(value: float, tmp_path: Path) -> None:
     folder = write(tmp_path)
     rows = [
-        {"Metadata_Plate": "P", "Metadata_Well": well, "Metadata_Compound": ""}
+        {"Metadata_Plate": "P", "Metadata_Well": well, "Metadata_Compound": "", "Metadata_pert_type": "negcon"}
         | {f"FileName_{channel}": f"{well}_{channel}.tif" for channel in CHANNELS}
         | {"FileName_IllumDNA": "light.npy"}
         for well in ("A01", "A02")

@@ -284,7 +284,7 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
         (duplicate, LeakError, "the same image is in train and in test"),
         (twice, ManifestError, "the same image is listed twice"),
         (edit("load_data.csv", "FileName_AGP", "FileName_Actin"), ManifestError, 'no column for channel "AGP"'),
-        (edit("load_data.csv", "P2,b02", "P2,q25"), ManifestError, "load_data.csv row 6: well"),
+        (edit("load_data.csv", "P2,b02", "P2,q25"), ManifestError, "load_data.csv row 6 Metadata_Well: well"),
         (edit("load_data.csv", "P2,b03", "P2,b02"), ManifestError, "listed already, in load_data.csv row 6"),
         (edit("load_data.csv", "images/P2", "../../etc"), ManifestError, "outside the root"),
         (edit("maps/platemap/m.txt", "B02\t\t\nB03\t\t\n", "B02\tx\t1\nB03\tx\t1\n"), ManifestError, "has no control"),

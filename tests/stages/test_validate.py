@@ -41,7 +41,9 @@ def write_plate(folder: Path) -> Path:
     write_rows(folder / "load_data.csv", rows)
     write_rows(folder / "maps/barcode_platemap.csv", [{"Assay_Plate_Barcode": PLATE, "Plate_Map_Name": "m"}])
     wells = [
-        {"well_position": well, "compound": name, "concentration": 0.5 if name else ""} for well, name in WELLS.items()
+        {"well_position": well, "compound": name, "concentration": 0.5 if name else ""}
+        | {"pert_type": "trt" if name else "negcon"}
+        for well, name in WELLS.items()
     ]
     write_rows(folder / "maps/platemap/m.txt", wells, delimiter="\t")
     keys = {"name": "planted", "licence": "x", "citation": "x", "kind": "load_data", "tables": ["load_data.csv"]}
@@ -127,7 +129,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "well not in the map": ("platemap", lambda f: changed(f / "maps/platemap/m.txt", ("B01", "D09"))),
     "well twice in the map": ("platemap", lambda f: changed(f / "maps/platemap/m.txt", ("B01", "a1"))),
     "no concentration": ("condition", lambda f: changed(f / "maps/platemap/m.txt", ("NA\t0.5", "NA\thalf"))),
-    "no control": ("control", lambda f: changed(f / "maps/platemap/m.txt", ("A01\t", "A01\tx"), ("A02\t", "A02\tx"))),
+    "no control": ("control", lambda f: changed(f / "maps/platemap/m.txt", *[("\t\t\tnegcon", "\tx\t\ttrt")] * 2)),
     "a row too short": ("row", lambda f: changed(f / "load_data.csv", (f"{PLATE},B01,1,", f"{PLATE},B01,"))),
     "no table": ("table", lambda f: (f / "load_data.csv").unlink()),
 }
@@ -194,8 +196,8 @@ def test_all_faults_are_told_in_one_pass(tmp_path: Path, capsys: pytest.CaptureF
     assert code == 2
     kinds = {kind: entry["count"] for kind, entry in summary["kinds"].items()}
     expected = {"missing_site": 1, "missing_file": 1, "damaged_file": 1, "empty_file": 1, "zero": 1, "changed_file": 1}
-    assert kinds == expected | {"row": 1, "platemap": 2, "condition": 2, "empty_well": 1}
-    assert summary["problems"] == len(summary["all"]) - 1 == 11
+    assert kinds == expected | {"row": 1, "platemap": 1, "condition": 1, "empty_well": 1}
+    assert summary["problems"] == len(summary["all"]) - 1 == 9
 
 
 def test_row_15_and_17_more_than_five_are_counted_and_all_in_json(
@@ -239,6 +241,47 @@ def test_forms_of_tables_are_remarks_that_strict_takes_for_problems(
         "remedy": "",
     }
     assert found(folder, capsys, "--strict")[0] == 2
+
+
+def test_what_a_plate_map_says_wrongly_is_told_once_with_its_own_row_and_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_plate(tmp_path)
+    changed(folder / "maps/platemap/m.txt", ("NA\t0.5", "NA\t0,5"))
+    (problem,) = found(folder, capsys)[1]["all"]
+    assert (problem["kind"], problem["file"]) == ("condition", "maps/platemap/m.txt")
+    assert (problem["row"], problem["field"]) == (4, "concentration")
+    changed(folder / "maps/barcode_platemap.csv", (PLATE, "P2"))
+    (problem,) = [one for one in found(folder, capsys)[1]["all"] if one["kind"] == "platemap"]
+    assert problem["found"] == f'plate "{PLATE}" is in no barcode_platemap.csv (in 10 rows)'
+
+
+def test_wells_that_an_empty_compound_alone_makes_control_are_remarked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_plate(tmp_path)
+    changed(folder / "maps/platemap/m.txt", ("\tnegcon", "\t"))
+    code, summary = found(folder, capsys)
+    assert (code, list(summary["kinds"])) == (0, ["blank_control"])
+    text = f"1 of 5 wells are control by an empty compound alone (plate {PLATE} well A01)"
+    assert summary["all"][0]["found"] == text
+    assert found(folder, capsys, "--strict")[0] == 2
+
+
+def test_a_control_query_of_a_column_that_no_table_has_is_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_plate(tmp_path)
+    changed(folder / "manifest.yaml", ("channels:", "control: Metadata_pert_tpe=negcon\nchannels:"))
+    code, summary = found(folder, capsys)
+    assert (code, list(summary["kinds"])) == (2, ["condition"])
+    assert summary["all"][0]["remedy"].startswith('Did you mean "Metadata_pert_type"?')
+
+
+def test_what_is_wrong_with_the_manifest_is_of_that_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_plate(tmp_path)
+    changed(folder / "manifest.yaml", ("channels:", "leave_out: [Brightfield]\nchannels:"))
+    assert list(found(folder, capsys)[1]["kinds"]) == ["manifest"]
 
 
 def test_what_a_table_holds_does_nothing_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

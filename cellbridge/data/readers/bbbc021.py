@@ -39,7 +39,7 @@ def read_bbbc021(manifest: Manifest, root: Path) -> list[ImageRow]:
     rows: list[ImageRow] = []
     for name in manifest.tables:
         with apart("table"):
-            rows.extend(_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
+            rows.extend(_rows(read_table(manifest.locate(name, root, where="tables"), root=root), manifest, root))
     return rows
 
 

@@ -46,7 +46,7 @@ def read_benchmark_crops(manifest: Manifest, root: Path) -> list[ImageRow]:
     rows: list[ImageRow] = []
     for name in manifest.tables:
         with apart("table"):
-            rows.extend(_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
+            rows.extend(_rows(read_table(manifest.locate(name, root, where="tables"), root=root), manifest, root))
     return rows
 
 
@@ -56,7 +56,7 @@ def _rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     wells = manifest.columns.get("Metadata_Well", "WELL")
     if wells not in table.columns and "Metadata_Well" not in manifest.constants:
         raise ManifestError(
-            f'{table.path}: no column "{wells}". Name the one with the wells under columns: {{Metadata_Well: …}}, or, where the '
+            f'{table.name}: no column "{wells}". Name the one with the wells under columns: {{Metadata_Well: …}}, or, where the '
             "table has none, give one well for all under constants (splits by well are then impossible)."
         )
     other = ({"CPD_NAME", "BROAD_SAMPLE"} - {_COMPOUND[benchmark]}).pop()

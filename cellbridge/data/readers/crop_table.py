@@ -20,7 +20,7 @@ def read_crop_table(manifest: Manifest, root: Path) -> list[ImageRow]:
     rows: list[ImageRow] = []
     for name in manifest.tables:
         with apart("table"):
-            rows.extend(_read_rows(read_table(manifest.locate(name, root, where="tables")), manifest, root))
+            rows.extend(_read_rows(read_table(manifest.locate(name, root, where="tables"), root=root), manifest, root))
     return rows
 
 

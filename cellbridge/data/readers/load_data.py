@@ -41,7 +41,7 @@ def read_load_data(manifest: Manifest, root: Path) -> list[ImageRow]:
     rows: list[ImageRow] = []
     for name in manifest.tables:
         with apart("table"):
-            table = read_table(manifest.locate(name, root, where="tables"))
+            table = read_table(manifest.locate(name, root, where="tables"), root=root)
             rows.extend(_read_rows(table, manifest, root))
     return rows
 
@@ -53,7 +53,7 @@ def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     for key in ("Metadata_Plate", "Metadata_Well"):
         if key not in {*metadata, *manifest.constants}:
             raise ManifestError(
-                f'{table.path}: no column "{key}". Add it, or give it under constants.{did_you_mean(key, table.columns)}'
+                f'{table.name}: no column "{key}". Add it, or give it under constants.{did_you_mean(key, table.columns)}'
             )
     rows = []
     for index, row in enumerate(table.rows):
@@ -87,7 +87,7 @@ def image_columns(table: Table, manifest: Manifest) -> Columns:
         with apart("missing_channel"):
             if channel not in files:
                 raise ManifestError(
-                    f'{table.path}: no column for channel "{channel}" (FileName_{channel} or URL_{channel}).'
+                    f'{table.name}: no column for channel "{channel}" (FileName_{channel} or URL_{channel}).'
                     f"{did_you_mean(channel, files)}"
                 )
     return files

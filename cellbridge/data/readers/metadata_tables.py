@@ -8,14 +8,14 @@ References
 jump-cellpainting/datasets, metadata/README.md; pycytominer's external_metadata.tsv.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cellbridge.data.layout import parse_well
 from cellbridge.data.manifest import Manifest, MetadataTable
 from cellbridge.data.readers.faults import apart, each
-from cellbridge.data.readers.rows import ImageRow
+from cellbridge.data.readers.rows import Entry, ImageRow, of_rows
 from cellbridge.data.readers.tables import Table, read_table
 from cellbridge.errors import ManifestError, did_you_mean
 
@@ -35,7 +35,7 @@ def join_metadata_tables(rows: Sequence[ImageRow], manifest: Manifest, root: Pat
     joined = list(rows)
     for section in manifest.metadata_tables:
         with apart("metadata_table"):
-            table = read_table(manifest.locate(section.table, root, where="metadata_tables"))
+            table = read_table(manifest.locate(section.table, root, where="metadata_tables"), root=root)
             joined = _joined(joined, table, section, plate_format=manifest.plate_format)
     return joined
 
@@ -46,10 +46,10 @@ def _joined(rows: list[ImageRow], table: Table, section: MetadataTable, *, plate
     names = section.columns or tuple(name for name in table.columns if name not in section.keys.values())
     wanted = {tuple(row.metadata.get(column, "") for column in section.keys) for row in rows}
     entries = _entries(table, section, names, wanted, plate_format=plate_format)
+    if section.complete:
+        _require_entries(rows, table, section, entries)
     absent = {_metadata_name(name): "" for name in names}
-    return each(
-        "metadata_table", lambda row: _with_entry(row, table, section, entries, absent), rows, otherwise_as_it_is=True
-    )
+    return each("metadata_table", lambda row: _with_entry(row, section, entries, absent), rows, otherwise_as_it_is=True)
 
 
 def _require_columns(rows: Sequence[ImageRow], table: Table, section: MetadataTable) -> None:
@@ -57,15 +57,16 @@ def _require_columns(rows: Sequence[ImageRow], table: Table, section: MetadataTa
     for column in section.keys:
         if column not in present:
             raise ManifestError(
-                f'metadata_tables: {table.path.name} is joined on "{column}", which no row has.{did_you_mean(column, present)}'
+                f'metadata_tables: {table.name} is joined on "{column}", which no row has.{did_you_mean(column, present)}'
             )
 
 
 def _entries(
     table: Table, section: MetadataTable, names: Sequence[str], wanted: set[Key], *, plate_format: int
-) -> dict[Key, tuple[dict[str, str], int]]:
-    """Return key → (columns, row) of the entries that some row asks for."""
-    found: dict[Key, tuple[dict[str, str], int]] = {}
+) -> dict[Key, Entry]:
+    """Return key → entry, of those that some row asks for."""
+    found: dict[Key, Entry] = {}
+    named = {_metadata_name(name): name for name in names}
     for index, row in enumerate(table.rows):
         with apart("metadata_table"):
             key = tuple(
@@ -76,13 +77,13 @@ def _entries(
             )
             if key not in wanted:
                 continue
-            columns = {_metadata_name(name): row[name] for name in names}
-            first, line = found.setdefault(key, (columns, index))
-            if first != columns:
-                name = next(name for name in columns if columns[name] != first[name])
+            entry = Entry({own: row[name] for own, name in named.items()}, named, table.where(index))
+            first = found.setdefault(key, entry)
+            if first.columns != entry.columns:
+                own = next(own for own in named if first.columns[own] != entry.columns[own])
                 raise ManifestError(
-                    f'{table.where(index)}: {", ".join(key)} stands in {table.where(line)} already, with {name} "{first[name]}" and not '
-                    f'"{columns[name]}". Remove one of the two, or join on more columns.'
+                    f'{entry.where} {named[own]}: {", ".join(key)} stands in {first.where} already, with "{first.columns[own]}" and '
+                    f'not "{entry.columns[own]}". Remove one of the two, or join on more columns.'
                 )
     return found
 
@@ -92,27 +93,34 @@ def _metadata_name(column: str) -> str:
     return f"Metadata_{column.removeprefix('Image_').removeprefix('Metadata_')}"
 
 
-def _with_entry(
-    row: ImageRow,
-    table: Table,
-    section: MetadataTable,
-    entries: dict[Key, tuple[dict[str, str], int]],
-    absent: dict[str, str],
-) -> ImageRow:
-    key = tuple(row.metadata.get(column, "") for column in section.keys)
-    if key not in entries:
-        if section.complete and any(key):
+def _require_entries(
+    rows: Sequence[ImageRow], table: Table, section: MetadataTable, entries: Mapping[Key, Entry]
+) -> None:
+    """Refuse what has no entry, once however many rows ask for it."""
+    asking: dict[Key, list[ImageRow]] = {}
+    for row in rows:
+        key = tuple(row.metadata.get(column, "") for column in section.keys)
+        if key not in entries and any(key):
+            asking.setdefault(key, []).append(row)
+    for key, some in asking.items():
+        with apart("metadata_table"):
             raise ManifestError(
-                f"{row.where}: {table.path.name} has no entry for {', '.join(key)} ({', '.join(section.keys.values())}). Add it, or "
-                "set complete: false for this table."
+                f"{some[0].at(next(iter(section.keys)))}: {table.name} has no entry for {', '.join(key)} "
+                f"({', '.join(section.keys.values())}){of_rows(some)}. Add it, or set complete: false for this table."
             )
+
+
+def _with_entry(
+    row: ImageRow, section: MetadataTable, entries: Mapping[Key, Entry], absent: Mapping[str, str]
+) -> ImageRow:
+    entry = entries.get(tuple(row.metadata.get(column, "") for column in section.keys))
+    if entry is None:
         return replace(row, metadata={**absent, **row.metadata})
-    columns, index = entries[key]
-    for name, text in columns.items():
+    for name, text in entry.columns.items():
         if text and row.metadata.get(name, "") not in ("", text):
             raise ManifestError(
-                f'{row.where}: {name} is "{row.metadata[name]}", {table.where(index)} says "{text}". Correct one of the two, or name '
+                f'{row.at(name)}: {name} is "{row.metadata[name]}", {entry.where} says "{text}". Correct one of the two, or name '
                 "the columns to be added under columns."
             )
-    kept = {name: text for name, text in columns.items() if text or name not in row.metadata}
-    return replace(row, metadata={**row.metadata, **kept})
+    kept = {name: text for name, text in entry.columns.items() if text or name not in row.metadata}
+    return replace(row, metadata={**row.metadata, **kept}, joined=(*row.joined, entry))

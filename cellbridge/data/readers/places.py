@@ -8,7 +8,7 @@ from cellbridge.data.layout import parse_well, well_name
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.planes import Plane
 from cellbridge.data.readers.faults import apart, refuse
-from cellbridge.data.readers.rows import ImageRow
+from cellbridge.data.readers.rows import ImageRow, at_column
 from cellbridge.errors import ManifestError, did_you_mean
 
 _SHOWN = 5
@@ -41,7 +41,8 @@ def place_metadata(values: Mapping[str, str], *, plate_format: int, where: str) 
     """
     if not values.get("Metadata_Plate"):
         raise ManifestError(f"{where}: Metadata_Plate is empty. Fill it in, or remove the row.")
-    well = parse_well(values.get("Metadata_Well", ""), plate_format=plate_format, where=where)
+    at = at_column(where, "Metadata_Well")
+    well = parse_well(values.get("Metadata_Well", ""), plate_format=plate_format, where=at)
     site = values.get("Metadata_Site", "1")
     if not re.fullmatch(r"[\w.-]+", site):
         raise ManifestError(f'{where}: Metadata_Site "{site}" is no name of a site. Use a number, such as 1.')

@@ -27,7 +27,7 @@ def read_plane_table(manifest: Manifest, root: Path) -> list[ImageRow]:
     planes: list[PlaneRow] = []
     for name in manifest.tables:
         with apart("table"):
-            table = read_table(manifest.locate(name, root, where="tables"))
+            table = read_table(manifest.locate(name, root, where="tables"), root=root)
             planes.extend(row for row in _planes(table, manifest, root) if may_be_wanted(row.metadata, manifest))
     return gather_fields(planes, manifest)
 
@@ -39,7 +39,7 @@ def _planes(table: Table, manifest: Manifest, root: Path) -> list[PlaneRow]:
     for key in ("Metadata_Plate", "Metadata_Well"):
         if key not in {*names.values(), *manifest.constants}:
             raise ManifestError(
-                f'{table.path}: no column "{key}" or "{key.removeprefix("Metadata_").lower()}". Rename one, or give it under '
+                f'{table.name}: no column "{key}" or "{key.removeprefix("Metadata_").lower()}". Rename one, or give it under '
                 f"constants.{did_you_mean(key, table.columns)}"
             )
     rows = []

@@ -4,55 +4,66 @@
 every well holds (`well_position`, then any columns). Each column reaches the rows as `Metadata_<column>`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cellbridge.data.layout import parse_well
 from cellbridge.data.readers.faults import apart
+from cellbridge.data.readers.rows import Entry
 from cellbridge.data.readers.tables import read_table
 from cellbridge.errors import ManifestError
 
 BARCODE_TABLE = "barcode_platemap.csv"
 
-WellContents = dict[str, dict[str, str]]
+
+@dataclass(frozen=True)
+class PlateMap:
+    """What every well of a layout holds, and what messages call the map."""
+
+    name: str
+    wells: Mapping[str, Entry]
 
 
-def read_platemaps(folders: Sequence[Path], *, plate_format: int) -> dict[str, WellContents]:
-    """Return plate → well → `Metadata_*` columns.
+def read_platemaps(folders: Sequence[Path], *, plate_format: int, root: Path | None = None) -> dict[str, PlateMap]:
+    """Return plate → its map.
+
+    Parameters
+    ----------
+    root : what the names of tables in messages are relative to.
 
     Raises
     ------
     ManifestError : a table or map is missing, a plate or well stands twice, or a well is outside the plate.
     """
-    plates: dict[str, WellContents] = {}
+    plates: dict[str, PlateMap] = {}
     for folder in folders:
         with apart("platemap"):
-            _read_folder(folder, plates, plate_format=plate_format)
+            _read_folder(folder, plates, plate_format=plate_format, root=root)
     return plates
 
 
-def _read_folder(folder: Path, plates: dict[str, WellContents], *, plate_format: int) -> None:
+def _read_folder(folder: Path, plates: dict[str, PlateMap], *, plate_format: int, root: Path | None) -> None:
     """Add the plates of one folder."""
-    table = read_table(folder / BARCODE_TABLE)
+    table = read_table(folder / BARCODE_TABLE, root=root)
     table.require("Assay_Plate_Barcode", "Plate_Map_Name")
-    maps: dict[str, WellContents] = {}
+    maps: dict[str, PlateMap] = {}
     for index, row in enumerate(table.rows):
         plate, name = row["Assay_Plate_Barcode"], row["Plate_Map_Name"]
         with apart("platemap"):
             if plate in plates:
                 raise ManifestError(
-                    f'{table.path} row {table.lines[index]}: plate "{plate}" stands twice. Remove one row.'
+                    f'{table.where(index)} Assay_Plate_Barcode: plate "{plate}" stands twice. Remove one row.'
                 )
             if name not in maps:
-                maps[name] = _read_map(_map_file(folder, name, where=table.where(index)), plate_format=plate_format)
+                file = _map_file(folder, name, where=f"{table.where(index)} Plate_Map_Name")
+                maps[name] = _read_map(file, plate_format=plate_format, root=root)
             plates[plate] = maps[name]
 
 
 def _map_file(folder: Path, name: str, *, where: str) -> Path:
     if not name or "/" in name or "\\" in name or name.startswith("."):
-        raise ManifestError(
-            f'{where}: Plate_Map_Name "{name}" is no file name. Give the name of a map in {folder}/platemap.'
-        )
+        raise ManifestError(f'{where}: "{name}" is no file name. Give the name of a map in {folder}/platemap.')
     files = [folder / "platemap" / f"{name}{suffix}" for suffix in (".txt", ".tsv", ".csv")]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
@@ -60,18 +71,16 @@ def _map_file(folder: Path, name: str, *, where: str) -> Path:
     return found
 
 
-def _read_map(file: Path, *, plate_format: int) -> WellContents:
-    table = read_table(file)
+def _read_map(file: Path, *, plate_format: int, root: Path | None) -> PlateMap:
+    table = read_table(file, root=root)
     table.require("well_position")
-    wells: WellContents = {}
+    names = {f"Metadata_{name.removeprefix('Metadata_')}": name for name in table.columns if name != "well_position"}
+    wells: dict[str, Entry] = {}
     for index, row in enumerate(table.rows):
+        where = f"{table.where(index)} well_position"
         with apart("platemap"):
-            well = parse_well(row["well_position"], plate_format=plate_format, where=table.where(index))
+            well = parse_well(row["well_position"], plate_format=plate_format, where=where)
             if well in wells:
-                raise ManifestError(f"{file} row {table.lines[index]}: well {well} stands twice. Remove one row.")
-            wells[well] = {
-                f"Metadata_{name.removeprefix('Metadata_')}": cell
-                for name, cell in row.items()
-                if name != "well_position"
-            }
-    return wells
+                raise ManifestError(f"{where}: well {well} stands twice. Remove one row.")
+            wells[well] = Entry({own: row[name] for own, name in names.items()}, names, table.where(index))
+    return PlateMap(table.name, wells)

@@ -1,9 +1,29 @@
 """What a reader gives: one row per image set, with its metadata as strings and its checked paths."""
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cellbridge.data.planes import Plane
+
+_AT_A_ROW = re.compile(r".+ row \d+", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a plate map or metadata table, as it is joined to rows of images.
+
+    Parameters
+    ----------
+    columns : `Metadata_*` → text.
+    names : `Metadata_*` → what the table calls the column.
+    where : table and row, for messages.
+    """
+
+    columns: Mapping[str, str]
+    names: Mapping[str, str]
+    where: str
 
 
 @dataclass(frozen=True)
@@ -18,6 +38,8 @@ class ImageRow:
     digests : key of `images` → the md5 of the file that the table gives.
     illumination : channel → the .npy file of the illumination function that its counts are to be divided by, where the tables
         name one.
+    joined : what other tables have added to the metadata.
+    blank_control : whether it is control by its empty compound alone, as no pert_type or query says so.
     """
 
     metadata: dict[str, str]
@@ -25,6 +47,8 @@ class ImageRow:
     where: str
     digests: dict[str, str] = field(default_factory=dict)
     illumination: dict[str, Path] = field(default_factory=dict)
+    joined: tuple[Entry, ...] = ()
+    blank_control: bool = False
 
     @property
     def plate(self) -> str:
@@ -42,6 +66,22 @@ class ImageRow:
     def place(self) -> str:
         """`plate 27481 well B02 site 3`, for messages."""
         return f"plate {self.plate} well {self.well} site {self.site}"
+
+    def at(self, column: str) -> str:
+        """Return where a text of the metadata stands, in whichever table: `maps/platemap/m.txt row 4 concentration`."""
+        text = self.metadata.get(column)
+        entry = next((e for e in self.joined if column in e.columns and e.columns[column] == text), None)
+        return at_column(self.where, column) if entry is None else f"{entry.where} {entry.names[column]}"
+
+
+def at_column(where: str, column: str) -> str:
+    """Return a place with its column, where the place is a row of a table and not a file."""
+    return f"{where} {column}" if _AT_A_ROW.fullmatch(where) else where
+
+
+def of_rows(rows: Sequence[ImageRow]) -> str:
+    """Return how many rows a fault that is told once stands for; "" for one."""
+    return f" (in {len(rows)} rows)" if len(rows) > 1 else ""
 
 
 def natural(text: str) -> tuple[int, int, str]:

@@ -33,7 +33,7 @@ def read_samplesheet(manifest: Manifest, root: Path) -> list[ImageRow]:
     planes: list[PlaneRow] = []
     for name in manifest.tables:
         with apart("table"):
-            table = read_table(manifest.locate(name, root, where="tables"))
+            table = read_table(manifest.locate(name, root, where="tables"), root=root)
             table.require("channel", "path", "plate", "site")
             planes.extend(row for row in _planes(table, manifest, root) if may_be_wanted(row.metadata, manifest))
     return gather_fields(planes, manifest)

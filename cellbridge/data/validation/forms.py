@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.readers.platemap import BARCODE_TABLE
-from cellbridge.data.readers.tables import read_table, table_bytes
+from cellbridge.data.readers.tables import read_table, table_bytes, table_name
 from cellbridge.data.validation.problems import Findings
 from cellbridge.errors import ManifestError
 
@@ -19,9 +19,10 @@ def check_forms(manifest: Manifest, root: Path, findings: Findings) -> None:
     """Note byte-order marks, Windows line ends, `;` between columns and µM in cells, table by table."""
     files = list(dict.fromkeys(table_files(manifest, root)))
     findings.looked_at["tables"] = len(files)
-    for file in files:
+    for path in files:
+        file = table_name(path, root)
         try:
-            data = b"" if file.suffix.lower() == ".parquet" else table_bytes(file)
+            data = b"" if path.suffix.lower() == ".parquet" else table_bytes(path)
         except ManifestError:  # told of where the table is read
             continue
         if data.startswith(_BYTE_ORDER_MARK):
@@ -35,7 +36,7 @@ def check_forms(manifest: Manifest, root: Path, findings: Findings) -> None:
         if header.count(b";") > max(header.count(b","), header.count(b"\t")):
             findings.add("semicolon", "; stands between the columns", f"{_SAVE} with commas.", file=file, row=1)
         if b"\xc2\xb5" in data or b"\xce\xbc" in data:
-            _check_cells(file, findings)
+            _check_cells(path, root, findings)
 
 
 def table_files(manifest: Manifest, root: Path) -> Iterator[Path]:
@@ -54,10 +55,10 @@ def table_files(manifest: Manifest, root: Path) -> Iterator[Path]:
             yield place
 
 
-def _check_cells(file: Path, findings: Findings) -> None:
+def _check_cells(path: Path, root: Path, findings: Findings) -> None:
     """Note each cell and column's name with a concentration in µM: the sign has two code points, and none in ASCII."""
     try:
-        table = read_table(file)
+        table = read_table(path, root=root)
     except ManifestError:  # told of where it is read
         return
     remedy = "Nothing needs to be done for cellbridge; for other programs write uM, or the unit in the column's name."
@@ -65,5 +66,10 @@ def _check_cells(file: Path, findings: Findings) -> None:
         for column, cell in row.items():
             if _MICROMOLAR.search(cell):
                 findings.add(
-                    "micro_sign", f'"{cell}" has its unit with a micro sign', remedy, file=file, row=line, at=column
+                    "micro_sign",
+                    f'"{cell}" has its unit with a micro sign',
+                    remedy,
+                    file=table.name,
+                    row=line,
+                    at=column,
                 )

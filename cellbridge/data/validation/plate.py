@@ -13,6 +13,7 @@ from cellbridge.data.readers.faults import listed
 from cellbridge.data.readers.platemap import read_platemaps
 from cellbridge.data.readers.rows import ImageRow, natural
 from cellbridge.data.survey import stored_bits, unused_bits
+from cellbridge.data.tally import Tally
 from cellbridge.data.validation.forms import check_forms
 from cellbridge.data.validation.looks import COPY_AGAIN, Looking, Seen
 from cellbridge.data.validation.problems import Findings
@@ -73,6 +74,7 @@ def check_tables(plate: Plate, findings: Findings) -> list[ImageRow]:
                 require_control(
                     described if all("Metadata_pert_type" in r.metadata for r in described) else [], manifest
                 )
+            _remark_blank_controls(described, plate, findings)
     findings.add_faults(faults, default=plate.file)
     _check_sites(rows, manifest, findings)
     _check_files(rows, findings)
@@ -87,6 +89,19 @@ def _noted(findings: Findings, file: Path, *, kind: str) -> Iterator[None]:
         yield
     except ManifestError as error:
         findings.add_text(kind, str(error), default=file)
+
+
+def _remark_blank_controls(rows: Sequence[ImageRow], plate: Plate, findings: Findings) -> None:
+    """Remark the wells that are control for no other reason than an empty compound."""
+    wells, mapped = Tally(), bool(plate.manifest.platemaps)  # a well that the map lacks is told of as such
+    blank = (row for row in rows if row.blank_control and (row.joined or not mapped))
+    for name, well in dict.fromkeys((row.plate, row.well) for row in blank):
+        wells.add(f"plate {name} well {well}")
+    if wells.count:
+        of = len({(row.plate, row.well) for row in rows})
+        found = f"{wells.count} of {of} wells are control by an empty compound alone ({wells.names})"
+        remedy = "Nothing needs to be done where an empty compound is the vehicle; else fill it in, or give `control` in the manifest."
+        findings.add("blank_control", found, remedy, file=plate.file)
 
 
 def _check_sites(rows: Sequence[ImageRow], manifest: Manifest, findings: Findings) -> None:
@@ -126,14 +141,14 @@ def _check_wells(rows: Sequence[ImageRow], plate: Plate, findings: Findings) -> 
     try:
         with listed():
             folders = [plate.manifest.locate(name, plate.root, where="platemaps") for name in plate.manifest.platemaps]
-            maps = read_platemaps(folders, plate_format=plate.manifest.plate_format)
+            maps = read_platemaps(folders, plate_format=plate.manifest.plate_format, root=plate.root)
     except ManifestError:  # told of where the rows are read
         return
     imaged: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         imaged[row.plate].add(row.well)
     for name, wells in sorted(imaged.items()):
-        for well in sorted(set(maps.get(name, {})) - wells):
+        for well in sorted((set(maps[name].wells) if name in maps else set()) - wells):
             found = f"plate {name} well {well} is in the plate map and has no image"
             findings.add("empty_well", found, "Copy its images, or leave it: nothing is made of it.", file=plate.file)
 

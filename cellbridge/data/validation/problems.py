@@ -9,6 +9,7 @@ from typing import Any
 from cellbridge.data.readers.faults import Fault
 
 KINDS = {
+    "manifest": "a manifest that cannot be used",
     "table": "a table that cannot be read",
     "row": "a row of a table that does not hold together",
     "platemap": "a plate or well that table and plate map do not agree on",
@@ -42,6 +43,7 @@ REMARKS = {
     "crlf": "Windows line ends in a table",
     "semicolon": "a table with ; between its columns",
     "micro_sign": "µ in a table's concentrations",
+    "blank_control": "wells that are control by an empty compound alone",
     "empty_well": "a well of the plate map without images",
     "stored_shifted": "counts that leave their low bits unused",
     "saturated_cell": "cells with many pixels at the camera's largest count",
@@ -132,9 +134,9 @@ class Findings:
         self.problems.append(of_text(kind, text, default=str(default)))
 
     def add_faults(self, faults: Iterable[Fault], *, default: Path | str) -> None:
-        """Note what a reader has set apart."""
-        for fault in faults:
-            self.add_text(fault.kind, str(fault.error), default=default)
+        """Note what a reader has set apart; what many rows meet at one place of a joined table, once."""
+        found = dict.fromkeys(of_text(fault.kind, str(fault.error), default=str(default)) for fault in faults)
+        self.problems.extend(found)
 
     def count(self, *, remarks: bool) -> int:
         """Return how many problems there are, or how many remarks."""
