@@ -596,7 +596,7 @@ class BridgeFitConfig(Section):
     transport: TransportConfig = TransportConfig()
     adapter: AdapterConfig = AdapterConfig(rank=16)
     """Of `bridge.train: lora`."""
-    training: TrainingConfig = TrainingConfig(steps=1000, learning_rate=2e-3)
+    training: TrainingConfig = TrainingConfig(steps=1000, learning_rate=1e-3)
     augment: bool = True
     """Dequantise, flip and turn; otherwise the images are as stored."""
     resume: str = "auto"

@@ -1,6 +1,6 @@
 """Cells of a store as the pairs of an epoch: control cells with cells of a condition, coupled plate by plate.
 
-Cells have no orientation. Where training turns them, each target counts as its eight turned images, so that a coupling chooses how it is turned.
+Cells have no orientation. Where training turns them, a source and a target cost what they cost at the nearest of the target's eight orientations.
 """
 
 from collections.abc import Callable
@@ -85,7 +85,7 @@ class CoupledRows:
     ----------
     rows : of the cells that may be paired.
     transport : None draws targets by lot.
-    turned : each target counts as its eight turned images.
+    turned : the orientation of a target is chosen with it, or by lot where the target is.
 
     Raises
     ------
@@ -105,15 +105,11 @@ class CoupledRows:
         self._sources, targets = cells.of(rows, treated=False), cells.of(rows, treated=True)
         self._turned, self._seed = turned, seed
         elements = ELEMENTS if turned and transport is not None else 1
-        self._targets = np.tile(targets, elements)
-        self._elements = np.repeat(np.arange(elements), len(targets))
-        features = _features(cells, self._sources, targets, elements, transport, seed=seed)
-        sides = [
-            Cells(found, cells.plates[at], cells.names[at])
-            for found, at in zip(features, (self._sources, self._targets), strict=True)
-        ]
+        self._targets = targets
+        found, (still, *others) = _features(cells, self._sources, targets, elements, transport, seed=seed)
         self._pairs = EpochPairs(
-            *sides,
+            Cells(found, cells.plates[self._sources], cells.names[self._sources]),
+            Cells(still, cells.plates[targets], cells.names[targets], others),
             solve=None if transport is None else _solver(transport),
             seed=seed,
             block=1024 if transport is None else transport.stratum,
@@ -127,7 +123,7 @@ class CoupledRows:
         pairs = self._pairs(epoch)
         if epoch not in self._told:
             self._told[epoch] = _described(pairs)
-        turns = self._elements[pairs.target]
+        turns = pairs.turn
         if self._turned and not pairs.blocks:
             drawn = augment.draw_dihedral(len(turns), generator=generator("cpu", "turns", self._seed, epoch))
             turns = drawn.numpy()
@@ -157,15 +153,15 @@ def _solver(transport: TransportConfig) -> Callable[[Cost], Coupling]:
 
 def _features(
     cells: Labelled, sources: Rows, targets: Rows, elements: int, transport: TransportConfig | None, *, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Return what the cost is computed on, of the sources and of the targets in every orientation."""
+) -> tuple[Tensor, list[Tensor]]:
+    """Return what the cost is computed on, of the sources and of the targets in each orientation."""
     if transport is None or not len(sources) or not len(targets):
-        return torch.zeros(len(sources), 1), torch.zeros(elements * len(targets), 1)
+        return torch.zeros(len(sources), 1), [torch.zeros(len(targets), 1)] * elements
     embed = _embedding(cells, sources, transport, seed=seed)
     found = _embedded(cells, sources, embed, element=0)
     turned = [_embedded(cells, targets, embed, element=element) for element in range(elements)]
     if transport.cost != "whitened":
-        return found, torch.cat(turned)
+        return found, turned
     plates = np.concatenate([cells.plates[sources], *[cells.plates[targets]] * elements])
     control = torch.arange(len(plates)) < len(sources)
     known = np.isin(plates, np.unique(cells.plates[sources]))
@@ -174,7 +170,8 @@ def _features(
     white = whiten_by_plate(
         torch.cat([found, *turned]).cpu(), plates=plates.tolist(), control=control, components=transport.components
     )
-    return white[: len(sources)].to(found.device), white[len(sources) :].to(found.device)
+    white = white.to(found.device)
+    return white[: len(sources)], list(white[len(sources) :].split(len(targets)))
 
 
 def _embedding(cells: Labelled, sources: Rows, transport: TransportConfig, *, seed: int) -> Callable[[Tensor], Tensor]:

@@ -35,11 +35,13 @@ class Cells:
     ----------
     features : (cell, …) that the cost is computed on: images, projections or whitened embeddings.
     plates, conditions : of each cell.
+    turned : of targets, the features of the same cells in other orientations that count as the same: the cost is that of the nearest.
     """
 
     features: Tensor
     plates: Sequence[str]
     conditions: Sequence[str]
+    turned: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,13 @@ class Pairs:
     Parameters
     ----------
     source, target : (pair,), int64 rows of either side, stratum after stratum.
+    turn : (pair,), the target's orientation: 0 as it is, else 1 + its number among `Cells.turned`.
     blocks : one entry per coupling that was solved; none for independent pairs.
     """
 
     source: Indices
     target: Indices
+    turn: Indices
     blocks: tuple[SolvedBlock, ...]
 
 
@@ -175,19 +179,34 @@ def pair_epoch(
     """
     if block < FEWEST:
         raise CouplingError(f"block = {block}, expected {FEWEST} or more cells; 512 to 2048 are usual.")
-    pairs, blocks = [(np.empty(0, np.int64), np.empty(0, np.int64))], []
+    pairs, blocks = [(np.empty(0, np.int64),) * 3], []
     for part in parts:
         generator = runtime.generator("cpu", "pairs", seed, epoch, part.plate, part.condition)
         for rows, columns in _blocks(part, block, generator):
             if solve is None:
-                chosen = draw_independent(len(rows), len(columns), generator=generator)
+                chosen = draw_independent(len(rows), len(columns), generator=generator).cpu().numpy()
+                turns = np.zeros(len(rows), np.int64)
             else:
-                cost = transport_cost(source.features[rows], target.features[columns], dtype=dtype)
+                cost, nearest = _least_cost(source, rows, target, columns, dtype)
                 coupling = solve(cost)
-                chosen = draw_targets(coupling, generator=generator)
+                chosen = draw_targets(coupling, generator=generator).cpu().numpy()
+                turns = nearest.cpu().numpy()[np.arange(len(rows)), chosen]
                 blocks.append(_described(part, cost, coupling))
-            pairs.append((rows, columns[chosen.cpu().numpy()]))
-    return Pairs(np.concatenate([s for s, _ in pairs]), np.concatenate([t for _, t in pairs]), tuple(blocks))
+            pairs.append((rows, columns[chosen], turns))
+    return Pairs(*(np.concatenate(side) for side in zip(*pairs, strict=True)), tuple(blocks))
+
+
+def _least_cost(
+    source: Cells, rows: Indices, target: Cells, columns: Indices, dtype: torch.dtype
+) -> tuple[Cost, Tensor]:
+    """Return the costs of a block, each that of the target's nearest orientation, and which that is."""
+    cost = transport_cost(source.features[rows], target.features[columns], dtype=dtype)
+    nearest = torch.zeros(cost.shape, dtype=torch.int64, device=cost.device)
+    for number, features in enumerate(target.turned, start=1):
+        other = transport_cost(source.features[rows], features[columns], dtype=dtype)
+        nearest[other < cost] = number
+        cost = torch.minimum(cost, other)
+    return cost, nearest
 
 
 def _blocks(part: Stratum, size: int, generator: Generator) -> list[tuple[Indices, Indices]]:
