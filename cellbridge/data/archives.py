@@ -9,18 +9,17 @@ import gzip
 import io
 import lzma
 import os
-import re
 import shutil
 import stat
 import tarfile
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from cellbridge.data.archive_names import Names, refused
 from cellbridge.errors import FetchError, ResourceError, in_one_line
 
 _BLOCK = 1 << 20
@@ -100,38 +99,6 @@ class _Budget:
             )
 
 
-@dataclass
-class _Names:
-    """The places that members have taken, under every spelling that some file system holds to be the same."""
-
-    what: str
-    files: set[str] = field(default_factory=set)
-    folders: set[str] = field(default_factory=set)
-
-    def place(self, name: str, *, is_folder: bool = False) -> str:
-        """Return a member's path relative to the target, with forward slashes.
-
-        Raises
-        ------
-        FetchError : the name is no plain relative path, or its place is taken.
-        """
-        problem = _problem_of(name)
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        if problem is None and not parts and not is_folder:
-            problem = "names nothing"
-        spelt = [unicodedata.normalize("NFC", part).casefold() for part in parts]
-        above = {"/".join(spelt[:n]) for n in range(1, len(spelt) + is_folder)}
-        key = "/".join(spelt)
-        if problem is None and (above & self.files or (not is_folder and key in self.files | self.folders)):
-            problem = "takes the place of another member"
-        if problem is not None:
-            raise _refused(self.what, name, problem)
-        self.folders |= above
-        if not is_folder:
-            self.files.add(key)
-        return "/".join(parts)
-
-
 def unpack(archive: Path, into: Path, *, limits: Limits, what: str) -> dict[str, Member]:
     """Unpack a zip or tar (also .gz, .bz2, .xz) archive into an empty folder of its own, and return what came out, by path.
 
@@ -146,7 +113,7 @@ def unpack(archive: Path, into: Path, *, limits: Limits, what: str) -> dict[str,
         than `limits`.
     ResourceError : the disk has no room for what the archive says it holds.
     """
-    budget, names = _Budget.of(archive, limits, what), _Names(what)
+    budget, names = _Budget.of(archive, limits, what), Names(what)
     with archive.open("rb") as stream:
         is_zip = stream.read(4) in _ZIP_MAGIC
     members: dict[str, Member] = {}
@@ -179,7 +146,7 @@ def publish(folder: Path, target: Path, members: Mapping[str, Member], *, known:
     for name, member in members.items():
         place = target / name
         if not Path(os.path.realpath(place.parent)).is_relative_to(home):
-            raise _refused(what, name, f"would leave {target} by a link that lies there")
+            raise refused(what, name, f"would leave {target} by a link that lies there")
         if os.path.lexists(place) and name not in known and not holds(place, member):
             taken.append(str(place))
     if taken:
@@ -205,7 +172,7 @@ def holds(path: Path, member: Member) -> bool:
     return crc32 == member.crc32
 
 
-def _zip_members(archive: Path, budget: _Budget, names: _Names, into: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _zip_members(archive: Path, budget: _Budget, names: Names, into: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(archive) as opened:
         infos = opened.infolist()
         declared = sum(info.file_size for info in infos)
@@ -215,9 +182,9 @@ def _zip_members(archive: Path, budget: _Budget, names: _Names, into: Path) -> I
             budget.count()
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _refused(budget.what, info.filename, "is a link or a device")
+                raise refused(budget.what, info.filename, "is a link or a device")
             if info.flag_bits & 0x1:
-                raise _refused(budget.what, info.filename, "is encrypted")
+                raise refused(budget.what, info.filename, "is encrypted")
             # `filename` ends at a zero byte; `orig_filename` is what the archive says.
             name = names.place(info.orig_filename, is_folder=info.is_dir())
             if not info.is_dir():
@@ -225,7 +192,7 @@ def _zip_members(archive: Path, budget: _Budget, names: _Names, into: Path) -> I
                     yield name, content
 
 
-def _tar_members(archive: Path, budget: _Budget, names: _Names, into: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _tar_members(archive: Path, budget: _Budget, names: Names, into: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with archive.open("rb") as raw:
         magic = raw.read(6)
         raw.seek(0)
@@ -235,7 +202,7 @@ def _tar_members(archive: Path, budget: _Budget, names: _Names, into: Path) -> I
             for info in opened:
                 budget.count()
                 if not (info.isreg() or info.isdir()) or info.issparse():
-                    raise _refused(budget.what, info.name, "is a link, a device or another special file")
+                    raise refused(budget.what, info.name, "is a link, a device or another special file")
                 name = names.place(info.name, is_folder=info.isdir())
                 if info.isdir():
                     continue
@@ -285,29 +252,6 @@ def _write(content: IO[bytes], path: Path, budget: _Budget) -> Member:
             out.write(block)
             size, crc32 = size + len(block), zlib.crc32(block, crc32)
     return Member(size, crc32)
-
-
-def _problem_of(name: str) -> str | None:
-    """Say what is wrong with a member's name; None where it is a plain relative path."""
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-        return "is an absolute path"
-    if "\\" in name:
-        return "has a backslash, which is a folder on some systems"
-    parts = name.split("/")
-    if ".." in parts:
-        return "climbs out of its folder"
-    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
-        return "has invisible or undecodable letters"
-    if any(len(part.encode()) > 255 for part in parts):
-        return "is too long"
-    return None
-
-
-def _refused(what: str, name: str, problem: str) -> FetchError:
-    return FetchError(
-        f"{what}: member {ascii(name)[:200]} {problem}; only plain files with plain relative names are unpacked, and nothing of it was "
-        "kept. Unpack it by hand if you trust it."
-    )
 
 
 def _require_room(folder: Path, n_bytes: int, what: str) -> None:

@@ -19,12 +19,12 @@ import zarr
 from numcodecs import blosc
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
+from cellbridge.data.store_info import REMEDY
 from cellbridge.errors import StoreError
 
 MAX_SHARD_CELLS = 2048
 MAX_SHARD_BYTES = 64 << 20
 
-_REMEDY = "Restore the store from a copy, or make it again."
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
@@ -201,7 +201,7 @@ class Reader:
             except (OSError, ValueError, RuntimeError) as error:
                 first = shard * per_shard
                 last = min(first + per_shard, array.shape[0]) - 1
-                raise StoreError(f"{path}: damaged ({error}); it holds cells {first} to {last}. {_REMEDY}") from error
+                raise StoreError(f"{path}: damaged ({error}); it holds cells {first} to {last}. {REMEDY}") from error
         return values
 
     def _shard(self, number: int, path: Path, per_shard: int) -> "_OpenShard":

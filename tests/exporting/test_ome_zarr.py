@@ -16,7 +16,7 @@ from cellbridge.data.exporting import ngff
 from cellbridge.data.exporting.cells import Cells
 from cellbridge.data.exporting.chunks import write_array
 from cellbridge.data.exporting.ome_zarr import Look, halved, mosaic, write_plates
-from cellbridge.data.exporting.plates import arrange, folder_names, well_index, well_path
+from cellbridge.data.exporting.plates import arrange, folder_names, well_path
 from cellbridge.data.images import read_plane
 from cellbridge.data.layout import well_name
 from cellbridge.data.manifest import Manifest
@@ -254,9 +254,9 @@ def test_plates_keep_their_own_names_inside(written: Written) -> None:
     assert {attributes(plate, version)["plate"]["name"] for plate in folder.glob("*.ome.zarr")} == set(PLATES)
 
 
-def test_wells_and_their_places_are_inverse() -> None:
-    for row, column in [(0, 0), (15, 23), (25, 0), (26, 5), (31, 47)]:
-        assert well_index(well_name(row, column)) == (row, column)
+def test_a_wells_folders_are_its_letters_and_its_number() -> None:
+    for row, column, path in [(0, 0, "A/01"), (15, 23, "P/24"), (25, 0, "Z/01"), (26, 5, "AA/06"), (31, 47, "AF/48")]:
+        assert well_path(well_name(row, column)) == path
 
 
 def test_a_cell_without_a_well_is_refused(cells: Cells) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cellbridge.data.exporting.plates import Field, Plate, well_index, well_path
-from cellbridge.data.layout import row_name
+from cellbridge.data.exporting.plates import Field, Plate, well_path
+from cellbridge.data.layout import row_name, well_position
 
 Version = Literal["0.5", "0.4"]
 
@@ -99,7 +99,7 @@ def _transformations(level: int, pixel_um: float) -> list[dict[str, Any]]:
 
 
 def _well(well: str) -> dict[str, Any]:
-    row, column = well_index(well)
+    row, column = well_position(well)
     return {"path": well_path(well), "rowIndex": row, "columnIndex": column}
 
 

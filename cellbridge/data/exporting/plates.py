@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellbridge.data.exporting.cells import MODEL, ORIGIN, Cells
-from cellbridge.data.layout import SHAPES, parse_well
+from cellbridge.data.layout import SHAPES, parse_well, row_name, smallest_format, well_position
 from cellbridge.errors import StoreError
 
 Fields = Literal["cell", "well"]
@@ -18,7 +18,6 @@ REAL = "real"
 _APART = (ORIGIN, MODEL, "Metadata_TargetCondition", "Metadata_Sample", "Metadata_Frame")
 """Cells that differ in one of these are different acquisitions of a well."""
 _LARGEST_PLATE = 1536
-_FORMATS = (96, 384, 1536)
 _MAX_NAME = 80
 
 
@@ -88,26 +87,19 @@ def arrange(cells: Cells, *, fields: Fields) -> list[Plate]:
     for name, folder in zip(names, folder_names(names), strict=True):
         rows = np.flatnonzero(plates == name)
         found: list[Field] = []
-        for well in sorted(set(wells[rows]), key=_order):
+        for well in sorted(set(wells[rows]), key=well_position):
             here = rows[wells[rows] == well]
             found += _singly(well, here, of_cell) if fields == "cell" else _together(well, here, of_cell, cells.obs)
         numbers = {field.acquisition for field in found}
         shown = tuple(one for one in acquisitions if one.number in numbers)
-        made.append(Plate(name, folder, _shape(set(wells[rows])), shown, tuple(found)))
+        made.append(Plate(name, folder, SHAPES[smallest_format(set(wells[rows]))], shown, tuple(found)))
     return made
 
 
 def well_path(well: str) -> str:
     """Return B/03 for B03."""
-    letters, number = _split(well)
-    return f"{letters}/{number}"
-
-
-def well_index(well: str) -> tuple[int, int]:
-    """Return row and column of a well, from 0."""
-    letters, number = _split(well)
-    row = ord(letters) - 65 if len(letters) == 1 else 26 + ord(letters[1]) - 65
-    return row, int(number) - 1
+    row, column = well_position(well)
+    return f"{row_name(row)}/{column + 1:02d}"
 
 
 def folder_names(names: Sequence[str]) -> list[str]:
@@ -175,19 +167,3 @@ def _together(well: str, rows: NDArray[np.int64], of_cell: NDArray[np.int64], ob
         Field(well, str(path), number, rows[of_cell[rows] == number], tile[of_cell[rows] == number], grid)
         for path, number in enumerate(numbers)
     ]
-
-
-def _shape(wells: set[str]) -> tuple[int, int]:
-    """Return the size of the smallest plate of a common format that has all the wells."""
-    places = [well_index(well) for well in wells]
-    down, across = (max(place[axis] for place in places) + 1 for axis in (0, 1))
-    return next(SHAPES[n] for n in _FORMATS if SHAPES[n][0] >= down and SHAPES[n][1] >= across)
-
-
-def _split(well: str) -> tuple[str, str]:
-    letters = well.rstrip("0123456789")
-    return letters, well.removeprefix(letters)
-
-
-def _order(well: str) -> tuple[int, int]:
-    return well_index(well)
