@@ -24,8 +24,9 @@ from cellbridge.conditions import Condition
 from cellbridge.config import AdapterConfig, NetworkConfig, ScheduleConfig
 from cellbridge.data.store import StoreInfo
 from cellbridge.errors import ConfigError, ModelError
-from cellbridge.networks.bridge_backbone import PLANES, BridgeBackbone, silence, take_weights
+from cellbridge.networks.bridge_backbone import PLANES, BridgeBackbone, take_weights
 from cellbridge.networks.condition_table import ConditionTable
+from cellbridge.networks.initialisation import silence
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import require_same_keys
 from cellbridge.runs import MANIFEST, RunDir, fingerprint, publish_model, require_intact, write_text

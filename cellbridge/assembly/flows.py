@@ -20,15 +20,13 @@ from cellbridge.conditions import Condition
 from cellbridge.config import FlowRecipe, NetworkConfig, Section, SolverConfig
 from cellbridge.errors import CheckpointError, ConfigError, ModelError
 from cellbridge.networks.conditioning import ConditionedBackbone
+from cellbridge.networks.initialisation import OUTPUT_LAYERS, silence
 from cellbridge.networks.stored import load_weights, save_conditioning, stock
 from cellbridge.networks.unet import require_same_keys
 from cellbridge.runs import RunDir, fingerprint, publish_model, read_manifest, write_text
 
 PLATE_DROPOUT = 0.15
 """Share of the images that each label is hidden from where a flow from noise brings its own tokens, as in Jones et al.'s code."""
-
-_LAST_LAYERS = ("conv_out", "proj_out_2", "proj_out")
-"""Of diffusers' backbones, whichever is there."""
 
 _UNUSED = (
     "eta",
@@ -100,7 +98,7 @@ def build_flow_network(
     if base is not None:
         _take_weights(network, base, card)
     if base is None or not _keeps_last_layer(base, card.recipe):
-        _zero_last_layer(network)
+        silence(network)
     return network
 
 
@@ -113,7 +111,7 @@ def _take_weights(network: nn.Module, base: Base, card: FlowCard) -> None:
     """Copy the base's backbone, but for a last layer that is to say nothing, and rows of conditions that the base does not know."""
     own, given = (dict(_backbone(part).state_dict()) for part in (network, base.network))
     if not _keeps_last_layer(base, card.recipe):
-        given |= {name: own[name] for name in own if name.split(".")[0] in _LAST_LAYERS}
+        given |= {name: own[name] for name in own if name.split(".")[0] in OUTPUT_LAYERS}
     own_rows, given_rows = (weights.pop("class_embedding.weight", None) for weights in (own, given))
     require_same_keys(given, own, source="the base")
     with torch.no_grad():
@@ -122,13 +120,6 @@ def _take_weights(network: nn.Module, base: Base, card: FlowCard) -> None:
         if own_rows is not None and given_rows is not None:
             for name in set(base.card.conditions) & set(card.network.conditions):
                 own_rows[card.network.conditions.index(name)] = given_rows[base.card.conditions.index(name)]
-
-
-def _zero_last_layer(network: nn.Module) -> None:
-    backbone = _backbone(network)
-    layer: Any = next(getattr(backbone, name) for name in _LAST_LAYERS if hasattr(backbone, name))
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
 
 
 def _backbone(network: nn.Module) -> nn.Module:

@@ -64,14 +64,11 @@ class NetworkVelocity(Velocity):
     network : called as `network(x, t, class_labels=labels, return_dict=False)[0]`.
     """
 
-    angles: Tensor
-
     def __init__(self, network: nn.Module, schedule: Schedule, *, source: SourceOf):
         super().__init__()
         self.network = network
         self.source = source
-        table = schedule.angle(torch.arange(-1.0, schedule.steps, dtype=torch.float64))
-        self.register_buffer("angles", table.float(), persistent=False)
+        self.schedule = schedule
 
     def forward(self, x: Images, s: Tensor, labels: Labels) -> Images:
         """Return dx/ds in the type of `x` also where the network computes in a smaller one."""
@@ -88,10 +85,7 @@ class NetworkVelocity(Velocity):
 
     def times(self, s: Tensor) -> Tensor:
         """Return the network's time at each s: from T - 1 at the source to -1, the clean image, at the target."""
-        wanted = torch.atan2(1 - s.float(), s.float()).contiguous()
-        upper = torch.searchsorted(self.angles, wanted).clamp(1, len(self.angles) - 1)
-        low, high = self.angles[upper - 1], self.angles[upper]
-        return upper - 2 + ((wanted - low) / (high - low)).clamp(0, 1)
+        return self.schedule.time_of_angle(torch.atan2(1 - s.float(), s.float())).float()
 
     def _output(self, network: nn.Module, x: Images, s: Tensor, labels: Labels) -> Images:
         output: Images = network(x, self.times(s), class_labels=labels, return_dict=False)[0]

@@ -61,7 +61,6 @@ class ImageBridge(nn.Module):
         self.schedule = schedule
         self.clock: Clock = clock
         self.reg = reg
-        self._times = _TimeTable(schedule)
 
     def output(self, x: Images, where: Where, *, network: nn.Module | None = None) -> Images:
         """Return the network's output: the endpoint less its linear guess, in standard deviations of what that leaves.
@@ -95,12 +94,16 @@ class ImageBridge(nn.Module):
         brownian = along(where.reg, x) * elapsed * (1 - elapsed)
         if self.clock == "noise":
             angle = torch.atan(brownian.sqrt())
-            return x * angle.cos(), self._times(angle.flatten())
+            return x * angle.cos(), self._time(angle)
         ends = self.linear.ends(where)
         other = ((1 - elapsed) ** 2 * ends.start_variance.mean((1, 2, 3), keepdim=True) + brownian).sqrt()
         angle = torch.atan2(other, elapsed)
         scale = (elapsed**2 + other**2).clamp_min(_SMALL).rsqrt()
-        return (x - (1 - elapsed) * ends.start) * scale, self._times(angle.flatten())
+        return (x - (1 - elapsed) * ends.start) * scale, self._time(angle)
+
+    def _time(self, angle: Tensor) -> Times:
+        """Return the time whose noise an angle (batch, 1, 1, 1) stands for, float32; past the last it is the last."""
+        return self.schedule.time_of_angle(angle.flatten()).float()
 
     def _noise(self, reg: Tensor) -> Tensor:
         low, high = (math.log(value) for value in self.reg)
@@ -141,30 +144,3 @@ class ImageEndpoint(Endpoint):
             torch.full_like(s, self.condition, dtype=torch.int64),
             torch.full_like(s, self.reg),
         )
-
-
-class _TimeTable:
-    """Times of a schedule by their angle, on any device and without leaving it.
-
-    Parameters
-    ----------
-    schedule : `angle(t)` rises from 0 at t = -1.
-    """
-
-    def __init__(self, schedule: Schedule):
-        grid = torch.arange(-1, schedule.steps, dtype=torch.float64)
-        self._angles = {torch.device("cpu"): schedule.angle(grid).cpu()}
-
-    def __call__(self, angle: Tensor) -> Times:
-        """Return t in [-1, T - 1], float32; angles past the last are taken for it."""
-        table = self._table(angle.device)
-        wanted = angle.detach().to(table.dtype).contiguous()
-        upper = torch.searchsorted(table, wanted).clamp(1, len(table) - 1)
-        low, high = table[upper - 1], table[upper]
-        return (upper - 2 + ((wanted - low) / (high - low)).clamp(0, 1)).float()
-
-    def _table(self, device: torch.device) -> Tensor:
-        if device not in self._angles:
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._angles[device] = self._angles[torch.device("cpu")].to(device, dtype)
-        return self._angles[device]

@@ -32,6 +32,8 @@ _AXES = 32
 """Whitened modes, or pixels a channel where there are none, that cells are compared by."""
 _FEWEST = 4
 """Cells of a side, translated or real, below which nothing is said of it."""
+_NO_GAIN = 1e-3
+"""What a network gains without having learnt anything, at most."""
 _MOST_DRAWS = 8
 """Of a cell or pair, where there are few."""
 
@@ -114,7 +116,7 @@ def held_out_pairs(coupled: CoupledRows, judge: Rows) -> tuple[EpochRows, int]:
 
 def without_gain(said: Mapping[str, float]) -> str | None:
     """Return a warning where the network does not beat saying nothing by a standard error, or None."""
-    if "gain" not in said or said["gain"] > said["gain_error"]:
+    if "gain" not in said or said["gain"] > max(said["gain_error"], _NO_GAIN):
         return None
     return (
         f"the network adds nothing to its linear start: on held-out pairs it gains {said['gain']:.3f} ± {said['gain_error']:.3f} over saying "

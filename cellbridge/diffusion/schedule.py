@@ -92,10 +92,11 @@ class Schedule:
         return self._signal(angle).to(images.dtype), angle.sin().to(images.dtype)
 
     def time_of_angle(self, angle: Tensor) -> Tensor:
-        """Return the time at which arctan(sigma / alpha) is `angle`; the inverse of `angle`, in float64 on the CPU."""
-        wanted = angle.detach().to("cpu", torch.float64).contiguous()
-        upper = torch.searchsorted(self._angles, wanted).clamp(1, self.steps)
-        low, high = self._angles[upper - 1], self._angles[upper]
+        """Return the time in [-1, T - 1] at which arctan(sigma / alpha) is `angle`, where that lies: the inverse of `angle`, in its type there."""
+        table = self._table(angle.device)
+        wanted = angle.detach().to(table.dtype).contiguous()
+        upper = torch.searchsorted(table, wanted).clamp(1, self.steps)
+        low, high = table[upper - 1], table[upper]
         return upper - 2 + ((wanted - low) / (high - low)).clamp(0, 1)
 
     def _signal(self, angle: Tensor) -> Tensor:

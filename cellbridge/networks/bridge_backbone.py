@@ -5,18 +5,16 @@ noise is. Their weights begin at zero, and so does the output layer: what a base
 """
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from cellbridge.errors import ModelError
-from cellbridge.networks.conditioning import ConditionedBackbone
+from cellbridge.networks.initialisation import OUTPUT_LAYERS
 from cellbridge.networks.unet import require_same_keys
 from cellbridge.typing import Images, Labels, Times
 
 _FIRST = ("conv_in", "pos_embed.proj")
-_LAST = ("conv_out", "proj_out_2", "proj_out")
 _ROWS = "class_embedding.weight"
 
 PLANES = 2
@@ -65,20 +63,6 @@ class BridgeBackbone(nn.Module):
         self.backbone.disable_gradient_checkpointing()  # type: ignore[operator]
 
 
-def output_layer(network: nn.Module) -> Any:
-    """Return the layer that gives the image; raise ModelError where a backbone has none that is known."""
-    return _layer(network, _LAST, (nn.Conv2d, nn.Linear))
-
-
-@torch.no_grad()
-def silence(network: nn.Module) -> None:
-    """Let a backbone say zero."""
-    last = output_layer(network)
-    last.weight.zero_()
-    if last.bias is not None:
-        last.bias.zero_()
-
-
 @torch.no_grad()
 def take_weights(network: nn.Module, base: nn.Module, *, channels: int, row: int) -> None:
     """Give a backbone of more input planes and another table of conditions the weights of a base.
@@ -108,20 +92,10 @@ def _reshaped(name: str, value: Tensor, own: Mapping[str, Tensor], *, channels: 
         wider = torch.zeros_like(own[name])
         wider[:, :channels] = value[:, :channels]
         return wider
-    if any(f"{last}." in name for last in _LAST):
+    if any(f"{last}." in name for last in OUTPUT_LAYERS):
         return value[: len(own[name])]  # a base that also predicts its variance has twice the outputs
     return value
 
 
 def _plain(network: nn.Module) -> nn.Module:
     return network.backbone if isinstance(network, BridgeBackbone) else network
-
-
-def _layer(network: nn.Module, names: tuple[str, ...], kind: Any) -> Any:
-    inner = _plain(network)
-    inner = inner.backbone if isinstance(inner, ConditionedBackbone) else inner
-    modules = dict(inner.named_modules())
-    found = next((modules[name] for name in names if isinstance(modules.get(name), kind)), None)
-    if found is None:
-        raise ModelError(f"{type(inner).__name__} has no layer called {' or '.join(names)}. Use backbone unet or dit.")
-    return found

@@ -6,9 +6,12 @@ Glorot & Bengio 2010 (xavier), He et al. 2015, arXiv:1502.01852 (he), Goyal et a
 Xie 2022, arXiv:2212.09748 (residual blocks that start as the identity).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
+
+from cellbridge.errors import ModelError
 
 Initialisation = Literal["default", "xavier", "he"]
 
@@ -19,6 +22,9 @@ _LAST_LAYERS = {
     "AdaLayerNormZero": ("linear",),
 }
 """What a residual block of diffusers ends with, by the class of the block; adaLN-zero gates its block instead."""
+
+OUTPUT_LAYERS = ("conv_out", "proj_out_2", "proj_out")
+"""What gives the image, of diffusers' backbones, whichever is there."""
 
 
 def initialise(network: nn.Module, kind: Initialisation, *, zero_out: bool) -> None:
@@ -45,3 +51,28 @@ def initialise(network: nn.Module, kind: Initialisation, *, zero_out: bool) -> N
             layer = block.get_submodule(name)
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def silence(network: nn.Module) -> None:
+    """Let a backbone say zero.
+
+    Parameters
+    ----------
+    network : diffusers' own, or one or more wrappers with that as `backbone`.
+
+    Raises
+    ------
+    ModelError : it has no output layer that is known.
+    """
+    inner: Any = network
+    while isinstance(getattr(inner, "backbone", None), nn.Module):
+        inner = inner.backbone
+    found = [layer for name in OUTPUT_LAYERS if isinstance(layer := getattr(inner, name, None), nn.Conv2d | nn.Linear)]
+    if not found:
+        raise ModelError(
+            f"{type(inner).__name__} has no layer called {' or '.join(OUTPUT_LAYERS)}. Use backbone unet or dit."
+        )
+    found[0].weight.zero_()
+    if found[0].bias is not None:
+        found[0].bias.zero_()

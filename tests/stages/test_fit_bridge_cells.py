@@ -102,7 +102,8 @@ def test_events_tell_the_plan_and_what_held_out_cells_said(study):
         assert event["plan_relative_entropy"] == 0.0, "each source has its one target"
         assert event["plan_retained_mass"] == 1.0
     said = next(event for event in events if event["event"] == "judged")
-    names = {"held_out_loss", "held_out_distance", "held_out_distance_untouched", "conditional_variance_ratio"}
+    names = {"held_out_loss", "gain", "gain_error", "gain_forward", "gain_backward"}
+    names |= {"held_out_distance", "held_out_distance_untouched", "conditional_variance_ratio"}
     assert names <= set(said)
     metrics = json.loads(RunDir(study["bridge"]).metrics.read_text())
     assert metrics["held_out"] == {name: said[name] for name in metrics["held_out"]}
@@ -152,7 +153,7 @@ def test_rounds_of_markovian_fitting_are_judged_and_resumed(study, tmp_path):
     rounds = json.loads(RunDir(run).metrics.read_text())["imf_rounds"]
     assert 1 <= len(rounds) <= 2
     for one in rounds:
-        assert one["kept"] == (one["distance_after"] < one["distance_before"])
+        assert one["kept"] == (one["nearer"] > one["standard_error"])
     assert all(one["kept"] for one in rounds[:-1]), "a round that was refused is the last"
     plain = weights(fitted(study, tmp_path / "plain"))
     first = weights(run)
