@@ -14,17 +14,22 @@ reached: share of outputs that the classifier takes for the condition.
 import argparse
 import json
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from commands import Failed, call, options
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 BRIDGE = (0.05, 0.1, 0.2, 0.3, 0.4)
 """sigma_rel: volatility over the standard deviation of pixels."""
 SDEDIT = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
 """Share of the way to noise."""
+FAMILIES = (("bridge", "o", "C0"), ("SDEdit", "s", "C1"), ("DDIB", "D", "C2"))
+"""Name, marker and colour."""
+NULL_MARKS = ("x", "+", "1", "2", "3", "4", "|", "_", "*", "P", "X", "v")
 DIFFUSION = ("--set", "solver.steps=13", "--set", "solver.guidance_scale=1.5")
 
 
@@ -121,44 +126,48 @@ def markdown(target: str, rows: list[Point]) -> str:
 
 
 def draw(by_target: Mapping[str, list[Point]], file: Path) -> None:
-    """Draw a panel for each target: a line for each family, its strengths beside its points, and the null rows as crosses."""
-    figure = Figure(figsize=(4.4 * len(by_target), 3.8), layout="constrained")
-    for axes, (target, rows) in zip(
-        figure.subplots(1, len(by_target), squeeze=False, sharey=True)[0], by_target.items(), strict=True
-    ):
-        _panel(axes, rows)
+    """Draw a panel for each target: a line for each family, its strengths beside its points, and a grey mark for each null row."""
+    figure = Figure(figsize=(max(4.4 * len(by_target), 6.0), 4.6), layout="constrained")
+    nulls = dict.fromkeys(row.name for rows in by_target.values() for row in rows if row.family == "null")
+    marks = dict(zip(nulls, cycle(NULL_MARKS), strict=False))
+    lines: dict[str, Line2D] = {}
+    panels = figure.subplots(1, len(by_target), squeeze=False, sharey=True)[0]
+    for axes, (target, rows) in zip(panels, by_target.items(), strict=True):
+        lines |= _panel(axes, rows, marks)
         axes.set_title(target, fontsize=9)
     figure.axes[0].set_ylabel("reached: seen as the target, %")
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
     figure.savefig(file, dpi=150)
 
 
-def _panel(axes: Axes, rows: list[Point]) -> None:
-    for family, marker in (("bridge", "o"), ("SDEdit", "s"), ("DDIB", "D")):
+def _panel(axes: Axes, rows: list[Point], marks: Mapping[str, str]) -> dict[str, Line2D]:
+    """Draw a target's rows, and return their lines by name for the legend: beside crowded marks names would overlap.
+
+    Parameters
+    ----------
+    marks : of the null rows.
+    """
+    lines = {}
+    for family, marker, colour in FAMILIES:
         of_family = [row for row in rows if row.family == family]
-        axes.plot([r.kept for r in of_family], [100 * r.reached for r in of_family], marker=marker, label=family)
-        for row in of_family:
-            if row.strength is not None:
-                axes.annotate(
-                    f"{row.strength:g}",
-                    (row.kept, 100 * row.reached),
-                    fontsize=6,
-                    xytext=(3, 3),
-                    textcoords="offset points",
-                )
-    nulls = [row for row in rows if row.family == "null"]
-    axes.plot([r.kept for r in nulls], [100 * r.reached for r in nulls], "x", color="grey", label="null rows")
-    for row in nulls:
-        axes.annotate(
-            row.name,
-            (row.kept, 100 * row.reached),
-            fontsize=5,
-            color="grey",
-            xytext=(3, -6),
-            textcoords="offset points",
-        )
+        if of_family:
+            places = [row.kept for row in of_family], [100 * row.reached for row in of_family]
+            (lines[family],) = axes.plot(*places, marker=marker, markersize=4, color=colour)
+        for number, row in enumerate(of_family):
+            _say_strength(axes, row, above=number % 2 == 0, colour=colour)
+    for row in (row for row in rows if row.family == "null"):
+        (lines[row.name],) = axes.plot([row.kept], [100 * row.reached], marks[row.name], color="0.35", markersize=7)
     axes.set_xlabel("kept: correlation with the cell's own variation")
+    axes.margins(0.08)
     axes.spines[["top", "right"]].set_visible(False)
+    return lines
+
+
+def _say_strength(axes: Axes, row: Point, *, above: bool, colour: str) -> None:
+    if row.strength is not None:
+        text = {"fontsize": 6, "color": colour, "textcoords": "offset points"}
+        place = {"xytext": (3, 4), "ha": "left"} if above else {"xytext": (-4, -9), "ha": "right"}
+        axes.annotate(f"{row.strength:g}", (row.kept, 100 * row.reached), **text, **place)
 
 
 def main() -> None:
