@@ -59,6 +59,10 @@ class Command:
 _STORE = Option("--store", "store", "the store of real cells that `prepare` made")
 _SEED = Option("--seed", "seed", "the seed of every random choice")
 _DEVICE = Option("--device", "device", "auto, cpu, cuda or cuda:N")
+_SELECTION = (
+    Option("--plates", "plates", "only this plate; give several", many=True),
+    Option("--wells", "wells", "only this well, as B03 or PLATE/B03; give several", many=True),
+)
 _TRAINING = (
     Option(
         "--resume",
@@ -97,8 +101,7 @@ COMMANDS = (
         "bring a data set's files here, whole and verified, from S3, the web or a folder",
         (
             Option("--root", "root", "where the files go (default: what the manifest says)"),
-            Option("--plates", "plates", "only this plate; give several", many=True),
-            Option("--wells", "wells", "only this well, as B03 or PLATE/B03; give several", many=True),
+            *_SELECTION,
             Option(
                 "--dry-run", "dry_run", "say how much it is and how long it may take, and fetch nothing", switch=True
             ),
@@ -113,6 +116,7 @@ COMMANDS = (
         (
             Option("--manifest", "manifest", "the data set's manifest.yaml"),
             Option("--root", "root", "where the data set's files lie"),
+            *_SELECTION,
             Option(
                 "--crops-from", "crops_from", "cut the same cells as this store, out of other images of the same fields"
             ),
@@ -124,8 +128,11 @@ COMMANDS = (
         "find everything that is wrong with a plate or a store, in one pass",
         (
             Option("--root", "root", "where the data set's files lie"),
+            *_SELECTION,
             Option("--deep", "deep", "read every pixel; by default tables and the heads of files only", switch=True),
-            Option("--strict", "strict", "take remarks for problems, too", switch=True),
+            Option(
+                "--strict", "strict", "take remarks (BOM, CRLF, ; or µM in a table …) for problems, too", switch=True
+            ),
         ),
         writes=False,
         positional=(Option("path", "path", "a manifest.yaml, the folder that holds one, or a store"),),
@@ -137,6 +144,7 @@ COMMANDS = (
         "show what a plate or a store looks like: plate maps, histograms and a montage, as PNG and one page",
         (
             Option("--root", "root", "where the data set's files lie"),
+            *_SELECTION,
             Option("--sites-per-well", "sites_per_well", "fields of each well of a data set to look at (default: 1)"),
         ),
         positional=(Option("path", "path", "a store, a manifest.yaml, or the folder that holds one"),),

@@ -18,6 +18,7 @@ from cellbridge.data.readers.plane_table import read_plane_table
 from cellbridge.data.readers.platemap import read_platemaps
 from cellbridge.data.readers.rows import ImageRow, natural
 from cellbridge.data.readers.samplesheet import read_samplesheet
+from cellbridge.data.selection import EVERYTHING, Selection
 from cellbridge.errors import ManifestError
 
 READERS: dict[Kind, Callable[[Manifest, Path], list[ImageRow]]] = {
@@ -32,26 +33,28 @@ READERS: dict[Kind, Callable[[Manifest, Path], list[ImageRow]]] = {
 }
 
 
-def read_catalogue(manifest: Manifest, root: Path) -> tuple[list[ImageRow], str]:
-    """Return the rows, by plate, well, site and cell, and the control's name.
+def read_catalogue(manifest: Manifest, root: Path, selection: Selection = EVERYTHING) -> tuple[list[ImageRow], str]:
+    """Return the rows asked for, by plate, well, site and cell, and the control's name.
 
     Raises
     ------
     ManifestError : a table or plate map does not hold together, or a field or crop is listed twice.
+    ConfigError : a plate or well asked for has no row.
     """
-    rows, control = annotate(listed_rows(manifest, root), manifest)
+    rows, control = annotate(listed_rows(manifest, root, selection), manifest)
     require_unique(rows, manifest)
     return sorted(rows, key=_place), control
 
 
-def listed_rows(manifest: Manifest, root: Path) -> list[ImageRow]:
-    """Return the rows with what plate maps and metadata tables say of them, in the order of the tables.
+def listed_rows(manifest: Manifest, root: Path, selection: Selection = EVERYTHING) -> list[ImageRow]:
+    """Return the rows asked for with what plate maps and metadata tables say of them, in the order of the tables.
 
     Raises
     ------
     ManifestError : a table or plate map does not hold together, or `only` leaves no row.
+    ConfigError : a plate or well asked for has no row.
     """
-    rows = _some(READERS[manifest.kind](manifest, root), manifest)
+    rows = selection.chosen(_some(READERS[manifest.kind](manifest, root), manifest))
     folders = [manifest.locate(name, root, where="platemaps") for name in manifest.platemaps]
     rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format, root=root))
     rows = join_metadata_tables(rows, manifest, root)

@@ -12,17 +12,18 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from cellbridge import runs
 from cellbridge.data.manifest import Manifest, read_manifest
+from cellbridge.data.selection import Names, Selection
 from cellbridge.errors import FetchError, ManifestError, ResourceError, StoppedBySignal
 from cellbridge.outputs import require_directory
 from cellbridge.progress import bar, say
 from cellbridge.settings import Section
 
 if TYPE_CHECKING:
-    from cellbridge.data.fetch.items import Item, Place, Selection
+    from cellbridge.data.fetch.items import Item, Place
     from cellbridge.data.fetch.plan import Plan, Scene, Wanted
 
 _FAILURES = 20
@@ -36,9 +37,9 @@ class Config(Section):
     manifest: Path
     root: Path | None = None
     """Where the files go; by default what the manifest says."""
-    plates: tuple[str, ...] = ()
+    plates: Names = ()
     """Only these plates; several by commas too."""
-    wells: tuple[str, ...] = ()
+    wells: Names = ()
     """Only these wells, as B03 (on every plate) or PLATE/B03."""
     dry_run: bool = False
     """Say how much is to be fetched, and fetch nothing."""
@@ -57,14 +58,6 @@ class Config(Section):
     s3_endpoint: str | None = None
     """Another S3 server than Amazon's."""
 
-    @field_validator("plates", "wells", mode="before")
-    @classmethod
-    def _by_commas(cls, given: Any) -> Any:
-        many = [given] if isinstance(given, str) else given
-        if not isinstance(many, list | tuple) or not all(isinstance(text, str) for text in many):
-            return given
-        return [part.strip() for text in many for part in text.split(",") if part.strip()]
-
 
 def run(config: Config) -> dict[str, Any]:
     """Fetch what is not here or not right, and say what was done.
@@ -76,7 +69,7 @@ def run(config: Config) -> dict[str, Any]:
     ResourceError : the disk has no room.
     RunError : another process fetches to the same place.
     """
-    from cellbridge.data.fetch.items import STATE, Selection, require_selectable
+    from cellbridge.data.fetch.items import STATE, require_selectable
 
     manifest, place = _open(config)
     assert manifest.fetch is not None

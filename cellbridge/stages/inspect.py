@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import PositiveInt
 
 from cellbridge.data.manifest import read_manifest
+from cellbridge.data.selection import Names, Selection, require_data_set
 from cellbridge.errors import ImageError, StoreError
 from cellbridge.outputs import require_apart, require_directory
 from cellbridge.progress import bar
@@ -35,6 +36,10 @@ class Config(Section):
     """A store, a manifest.yaml, or the folder that holds one."""
     root: Path | None = None
     """Where a data set's files lie; by default what its manifest says."""
+    plates: Names = ()
+    """Only these plates of a data set; several by commas too."""
+    wells: Names = ()
+    """Only these wells of a data set, as B03 (on every plate) or PLATE/B03."""
     plate_format: Literal[96, 384, 1536] | None = None
     """Layout in which a store's plates are drawn; by default the smallest that has all of its wells."""
     sites_per_well: PositiveInt = 1
@@ -64,6 +69,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     from cellbridge.reporting.pages import rendered
 
     is_set = config.path.is_file() or (config.path / "manifest.yaml").is_file()
+    if not is_set:
+        require_data_set(config.path, config.plates, config.wells)
     scene = _data_set(config) if is_set else _store(config)
     with publish_directory(out) as folder:
         view = page_view(scene, folder)
@@ -154,7 +161,8 @@ def _data_set(config: Config) -> "Scene":
     from cellbridge.reporting.inspection import Scene
 
     manifest, root = read_manifest(config.path, root=config.root)
-    listed, control = read_catalogue(manifest, root)
+    selection = Selection.of(config.plates, config.wells, plate_format=manifest.plate_format)
+    listed, control = read_catalogue(manifest, root, selection)
     rows = spread_rows(listed, each_well=config.sites_per_well) if manifest.holds_fields else listed
     names = [condition_of(row, control=control).name for row in rows]
     counts = Counter(names)

@@ -16,6 +16,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from cellbridge import runs
 from cellbridge.data.manifest import Manifest, read_manifest
+from cellbridge.data.selection import Names, Selection
 from cellbridge.data.store import StoreInfo, describe, open_store, write_store
 from cellbridge.errors import ConfigError, StoreError
 from cellbridge.outputs import require_directory
@@ -77,6 +78,10 @@ class Config(Section):
     manifest: Path
     root: Path | None = None
     """Where the data set's files lie; by default what its manifest says."""
+    plates: Names = ()
+    """Only these plates; several by commas too."""
+    wells: Names = ()
+    """Only these wells, as B03 (on every plate) or PLATE/B03."""
     size_px: PositiveInt = 32
     crop_px: PositiveInt | None = None
     """Width of the square that is cut out of the images and resampled to size_px; by default size_px."""
@@ -150,7 +155,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     ------
     ManifestError, ImageError, LeakError : what is wrong with the data set, with file, row and remedy.
     StoreError : `out` exists, or `crops_from` is no store of fields.
-    ConfigError : the split names what is not there, or settings do not fit the store of `crops_from`.
+    ConfigError : the split, plates or wells name what is not there, or settings do not fit the store of `crops_from`.
     RunError : another call is preparing `out`.
     StoppedBySignal : what was finished is kept; the same command goes on.
     """
@@ -179,7 +184,8 @@ def _check(config: Config) -> _Task:
     from cellbridge.data.annotation import require_control
     from cellbridge.data.catalogue import read_catalogue
 
-    rows, control = read_catalogue(manifest, root)
+    selection = Selection.of(config.plates, config.wells, plate_format=manifest.plate_format)
+    rows, control = read_catalogue(manifest, root, selection)
     light = config.illumination if source is None else source.attributes["config"].get("illumination", "estimate")
     if light == "none":
         rows = [replace(row, illumination={}) for row in rows]
@@ -208,7 +214,7 @@ def _check_source(config: Config, manifest: Manifest, source: StoreInfo) -> None
             raise ConfigError(
                 f"crops_from: {what} is {own} in {config.manifest}, {theirs} in {source.path}. Make them agree."
             )
-    free = {"manifest", "root", "crops_from", "match_px", "workers"}
+    free = {"manifest", "root", "plates", "wells", "crops_from", "match_px", "workers"}
     for key in sorted(config.model_fields_set - free):
         raise ConfigError(f"crops_from: {key} is that of {source.path}. Leave it out.")
 

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from cellbridge import runs
 from cellbridge.data.manifest import read_manifest
+from cellbridge.data.selection import Names, Selection, require_data_set
 from cellbridge.errors import ConfigError, ManifestError, ProblemsFound
 from cellbridge.progress import bar
 from cellbridge.settings import Section
@@ -29,6 +30,10 @@ class Config(Section):
     """A manifest.yaml, the folder that holds one, or a store."""
     root: Path | None = None
     """Where the data set's files lie; by default what its manifest says."""
+    plates: Names = ()
+    """Only these plates of a data set; several by commas too."""
+    wells: Names = ()
+    """Only these wells of a data set, as B03 (on every plate) or PLATE/B03."""
     deep: bool = False
     """Read every pixel and verify every checksum; otherwise tables and the heads of files."""
     strict: bool = False
@@ -47,13 +52,14 @@ def run(config: Config) -> dict[str, Any]:
     Raises
     ------
     ProblemsFound : there are problems; its summary has all of them.
-    ConfigError : the path is neither a manifest nor a store.
+    ConfigError : the path is neither a manifest nor a store, or plates or wells are asked for that are not there.
     """
     from cellbridge.data.validation.problems import Findings
 
     findings = Findings()
     what = _what(config.path)
     if what == "store":
+        require_data_set(config.path, config.plates, config.wells)
         _check_store(config, findings)
     else:
         _check_plate(config, findings)
@@ -121,6 +127,7 @@ def _check_plate(config: Config, findings: "Findings") -> None:
         deep=config.deep,
         all_cells=config.intensity_reference == "all",
         max_saturated=config.max_saturated,
+        selection=Selection.of(config.plates, config.wells, plate_format=manifest.plate_format),
     )
     check_plate(plate, findings, share=share)
 

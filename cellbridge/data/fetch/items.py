@@ -11,7 +11,8 @@ from cellbridge.data.fetch.section import SCHEMES, Fetch, FileTable
 from cellbridge.data.layout import parse_well
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.readers.tables import read_table
-from cellbridge.errors import ConfigError, ManifestError, did_you_mean
+from cellbridge.data.selection import Selection
+from cellbridge.errors import ConfigError, ManifestError
 
 STATE = ".fetch"
 """The folder beneath the root that partial files and the record of fetched ones lie in."""
@@ -59,33 +60,6 @@ class Place:
         return relative
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The plates and wells that were asked for; none: all.
-
-    Parameters
-    ----------
-    wells : `B03`, on every plate, or `PLATE/B03`.
-    """
-
-    plates: frozenset[str] = frozenset()
-    wells: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, plates: Iterable[str], wells: Iterable[str], *, plate_format: int) -> "Selection":
-        """Read wells in any spelling; raise ManifestError for what is no well."""
-        named = set()
-        for text in wells:
-            plate, slash, well = text.rpartition("/")
-            named.add(plate + slash + parse_well(well, plate_format=plate_format, where="--wells"))
-        return cls(frozenset(plates), frozenset(named))
-
-    def takes(self, plate: str, well: str = "") -> bool:
-        """Say whether a file of this plate (and well, where it belongs to one) is asked for."""
-        on_plate = not self.plates or plate in self.plates
-        return on_plate and (not well or not self.wells or well in self.wells or f"{plate}/{well}" in self.wells)
-
-
 def listed_files(section: Fetch, place: Place, selection: Selection) -> list[Item]:
     """Return the section's own files, folders and archives.
 
@@ -119,16 +93,23 @@ def files_of_tables(section: Fetch, place: Place, selection: Selection) -> list[
     Raises
     ------
     ManifestError : a table, column or value is missing or wrong.
+    ConfigError : a plate or well asked for is in none of them.
     """
     items: list[Item] = []
+    listed: set[tuple[str, str]] = set()
     for given in section.tables:
-        table = read_table(resolve_path(given.table, place.root, where="fetch.tables"))
+        table = read_table(resolve_path(given.table, place.root, where="fetch.tables"), root=place.root)
         table.require(*(name for key, name in given.model_dump(exclude={"table"}, exclude_none=True).items()))
-        _require_known(selection.plates, (row[given.plate] for row in table.rows) if given.plate else None)
+        if given.plate:
+            _require_known(selection.plates, (row[given.plate] for row in table.rows))
         for index, row in enumerate(table.rows):
-            plate, well = (row[name] if name else "" for name in (given.plate, given.well))
-            if (not given.plate or selection.takes(plate)) and (not well or selection.takes(plate, parse_well(well))):
+            plate, text = (row[name] if name else "" for name in (given.plate, given.well))
+            well = parse_well(text, where=f"{table.where(index)} {given.well}") if text else ""
+            listed.add((plate, well))
+            if (not given.plate or selection.takes(plate)) and (not well or selection.takes(plate, well)):
                 items.append(_item_of(row, given, section, place, where=table.where(index)))
+    if not section.images:  # what the images say is told of where they are listed
+        Selection(wells=selection.wells).require_known(listed)
     return items
 
 
@@ -137,14 +118,14 @@ def images_of(manifest: Manifest, section: Fetch, place: Place, selection: Selec
 
     Raises
     ------
-    ManifestError : the tables do not hold together, an image has no URL, or a plate asked for is not in them.
+    ManifestError : the tables do not hold together, an image has no URL, or a column is missing.
+    ConfigError : a plate or well asked for is not in them.
     """
     from cellbridge.data.catalogue import read_catalogue
 
-    rows, _ = read_catalogue(manifest, place.root)
-    _require_known(selection.plates, (row.plate for row in rows))
+    rows, _ = read_catalogue(manifest, place.root, selection)
     items: list[Item] = []
-    for row in (row for row in rows if selection.takes(row.plate, row.well)):
+    for row in rows:
         files = [(plane.file, row.digests.get(key)) for key, plane in row.images.items()]
         files += [(file, None) for file in row.illumination.values()]
         for file, md5 in files:
@@ -255,12 +236,8 @@ def _whole_array(path: str) -> tuple[str, bool]:
     return (path, False) if end is None else ("/".join(parts[:end]), True)
 
 
-def _require_known(plates: frozenset[str], known: Iterable[str] | None) -> None:
-    if not plates or known is None:
-        return
-    there = set(known)
-    for plate in sorted(plates - there):
-        raise ConfigError(f'--plates "{plate}": the tables have no such plate.{did_you_mean(plate, there)}')
+def _require_known(plates: frozenset[str], known: Iterable[str]) -> None:
+    Selection(plates).require_known((plate, "") for plate in known)
 
 
 def require_selectable(section: Fetch, selection: Selection) -> None:

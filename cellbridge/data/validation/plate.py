@@ -12,6 +12,7 @@ from cellbridge.data.manifest import Manifest
 from cellbridge.data.readers.faults import listed
 from cellbridge.data.readers.platemap import read_platemaps
 from cellbridge.data.readers.rows import ImageRow, natural
+from cellbridge.data.selection import EVERYTHING, Selection
 from cellbridge.data.survey import stored_bits, unused_bits
 from cellbridge.data.tally import Tally
 from cellbridge.data.validation.forms import check_forms
@@ -34,6 +35,7 @@ class Plate:
     file : its manifest.
     all_cells : whether its intensity maps rest on all cells, so that plates need no control.
     max_saturated : share of pixels at the largest count from which a channel is saturated.
+    selection : the plates and wells that are looked at.
     """
 
     manifest: Manifest
@@ -42,6 +44,7 @@ class Plate:
     deep: bool
     all_cells: bool
     max_saturated: float
+    selection: Selection = EVERYTHING
 
 
 def check_plate(plate: Plate, findings: Findings, *, share: Shared) -> None:
@@ -64,7 +67,7 @@ def check_tables(plate: Plate, findings: Findings) -> list[ImageRow]:
     manifest, rows = plate.manifest, []
     with listed() as faults:
         with _noted(findings, plate.file, kind="table"):
-            rows = listed_rows(manifest, plate.root)
+            rows = listed_rows(manifest, plate.root, plate.selection)
         if rows:
             described = rows
             with _noted(findings, plate.file, kind="condition"):
@@ -148,7 +151,8 @@ def _check_wells(rows: Sequence[ImageRow], plate: Plate, findings: Findings) -> 
     for row in rows:
         imaged[row.plate].add(row.well)
     for name, wells in sorted(imaged.items()):
-        for well in sorted((set(maps[name].wells) if name in maps else set()) - wells):
+        mapped = set(maps[name].wells) if name in maps else set()
+        for well in sorted(well for well in mapped - wells if plate.selection.takes(name, well)):
             found = f"plate {name} well {well} is in the plate map and has no image"
             findings.add("empty_well", found, "Copy its images, or leave it: nothing is made of it.", file=plate.file)
 
