@@ -28,6 +28,15 @@ def training_facts(logged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {words: f"{value:.4g}" for words, value in found.items() if value is not None}
 
 
+def judged_facts(judged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what held-out pairs said at the end of a bridge's network: what it gains over saying nothing, which is its linear start."""
+    last = judged[-1] if judged else {}
+    if last.get("gain") is None or last.get("gain_error") is None:
+        return {}
+    value = f"{last['gain']:.3f} ± {last['gain_error']:.3f}"
+    return {"held-out gain over the linear start": value}
+
+
 def curves(logged: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
     """Return the steps and values of each name that was logged as a number; a value that was not finite is left out."""
     found: dict[str, list[tuple[int, float]]] = {}

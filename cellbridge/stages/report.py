@@ -118,14 +118,15 @@ def _relative(file: Path, page: Path) -> str:
 
 def _training_view(path: Path) -> dict[str, Any]:
     """Return a training run's curves, its last sample grid and its last logged values."""
-    from cellbridge.reporting.training import curves, training_axes, training_facts
+    from cellbridge.reporting.training import curves, judged_facts, training_axes, training_facts
 
-    logged = [event for event in _events(RunDir(path).events) if event.get("event") == "logged"]
+    events = list(_events(RunDir(path).events))
+    logged, judged = ([event for event in events if event.get("event") == kind] for kind in ("logged", "judged"))
     axes = training_axes(curves(logged))
     samples = sorted(RunDir(path).samples.glob("*.png"))
     return {
         "name": path.name,
-        "facts": training_facts(logged),
+        "facts": training_facts(logged) | judged_facts(judged),
         "curve": None if axes is None else data_uri(png_bytes(axes)),
         "samples": _inline(samples[-1]) if samples else None,
     }

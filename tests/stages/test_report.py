@@ -10,7 +10,7 @@ import pytest
 from cellbridge.errors import RunError
 from cellbridge.plots.montage import montage
 from cellbridge.reporting.evaluation import summary
-from cellbridge.reporting.training import curves, training_axes
+from cellbridge.reporting.training import curves, judged_facts, training_axes
 from cellbridge.reporting.values import bar, brief, shown
 from cellbridge.stages.report import Config, run
 
@@ -230,6 +230,12 @@ class _Page(HTMLParser):
 
 def _page_of(evaluation):
     return (evaluation / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_a_bridges_network_gained_in_the_end_stands_beside_its_curves():
+    judged = [{"step": 2, "gain": 0.1, "gain_error": 0.2}, {"step": 4, "gain": 0.31, "gain_error": 0.02}]
+    assert list(judged_facts(judged).values()) == ["0.310 ± 0.020"]
+    assert judged_facts([]) == judged_facts([{"step": 2, "held_out_distance": 0.3}]) == {}
 
 
 def test_the_page_is_self_contained_and_hostile_names_are_shown_and_never_run(evaluation, training):
