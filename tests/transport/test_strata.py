@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from cellbridge.errors import CouplingError
 from cellbridge.transport.coupling import couple
@@ -182,3 +183,19 @@ def test_lengths_that_do_not_fit_together_are_refused():
     source, target = a_study()
     with pytest.raises(CouplingError, match="160 rows of features, 159 plates"):
         strata(Cells(source.features, source.plates[1:], source.conditions), target)
+
+
+def test_a_target_is_turned_as_it_is_nearest_and_the_plan_is_that_of_the_least_costs():
+    """Against scipy's assignment over the least of the costs; a source that is a turned target finds it, turned so."""
+    chance = torch.Generator().manual_seed(3)
+    views = torch.randn(3, 20, 4, generator=chance)
+    order, turn = torch.randperm(20, generator=chance), torch.arange(20) % 3
+    source = Cells(views[turn, order] + 0.01 * torch.randn(20, 4, generator=chance), ["P1"] * 20, [CONTROL] * 20)
+    target = Cells(views[0], ["P1"] * 20, ["taxol@1"] * 20, list(views[1:]))
+    pairs = pairs_of(source, target, solve=EXACT)
+    costs = torch.cdist(source.features[None], views).square().min(0).values / 2
+    rows, columns = linear_sum_assignment(costs.numpy())
+    assert dict(zip(pairs.source, pairs.target, strict=True)) == dict(zip(rows, columns, strict=True))
+    assert np.array_equal(pairs.target, order.numpy()[pairs.source])
+    assert np.array_equal(pairs.turn, turn.numpy()[pairs.source])
+    assert not pairs_of(source, target, solve=None).turn.any(), "pairs by lot choose no turn"
