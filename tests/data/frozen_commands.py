@@ -23,7 +23,10 @@ def run_frozen(steps: Sequence[Sequence[object]]) -> list[dict[str, Any]]:
     can_mount = subprocess.run([*_OF_ITS_OWN, "true"], capture_output=True).returncode == 0
     command = [*(_OF_ITS_OWN if can_mount else ()), sys.executable, __file__, "mount" if can_mount else "chmod"]
     words = [[str(word) for word in step] for step in steps]
-    done = subprocess.run(command, input=json.dumps(words), stdout=subprocess.PIPE, text=True, check=True)
+    of_this_checkout = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        command, input=json.dumps(words), stdout=subprocess.PIPE, text=True, check=True, env=of_this_checkout
+    )
     told: list[dict[str, Any]] = json.loads(done.stdout)
     return told
 

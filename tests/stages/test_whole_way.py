@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cellbridge.cli import main
@@ -117,6 +119,13 @@ def test_names_that_look_like_numbers_or_nothing_stay_as_they_are(study: Path) -
     assert set(obs["Metadata_Plate"]) == {TEST_PLATE}
     assert set(obs["Metadata_Compound"]) == {"taxol", "null"}
     assert '"null@5"' in (study / "evaluation/metrics.json").read_text(encoding="utf-8")
+    for form, name in (("anndata", "cells.h5ad"), ("profiles", "wells.parquet")):
+        given = ["--translated", study / "translated.zarr", "--to", form]
+        call("export", study / "store.zarr", *given, "--out", study / name)
+    obs, wells = anndata.read_h5ad(study / "cells.h5ad").obs, pq.read_table(study / "wells.parquet").to_pandas()
+    for table in (obs, wells):
+        assert set(table["Metadata_Plate"]) == {"P1", "P2", TEST_PLATE}
+        assert set(table["Metadata_Compound"]) == {"DMSO", "taxol", "null"}
 
 
 def test_the_evaluation_has_every_null_row_at_the_same_n(study: Path) -> None:
