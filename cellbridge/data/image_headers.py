@@ -16,7 +16,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 """Colour type → channels; 3, a palette, is decoded to three."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """What an image is said to be.
 

@@ -70,7 +70,8 @@ def image_digest(image: Array) -> str:
 
 @dataclass
 class Survey:
-    """Takes one look after the other, in the order of the rows; memory grows by a few bytes per image, and per plate by its light.
+    """Takes one look after the other, in the order of the rows; memory grows by some 200 bytes per image (its hash and place), and per
+    plate by its light.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ COPY_AGAIN = "Copy it again."
 _TYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pixels:
     """What the counts of one channel are.
 
@@ -38,7 +38,7 @@ class Pixels:
     bits: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What one image was found to be.
 
