@@ -116,19 +116,22 @@ def compare(
     comparisons = []
     for target, sources in by_target.items():
         pool = np.array(common if 2 * len(common) >= fewest else sources, dtype=np.int64)
-        known = pool[_truth_rows(truth, reference, pool, str(target), "counterfactual") >= 0]
-        missing = np.setdiff1d(pool, known) if len(known) else pool[:0]
-        lost = _removed(truth, reference, missing)
-        pool = known if len(known) else pool
+        pool, lost, unmatched = _scorable(truth, reference, pool, target=str(target))
         # The same cells whatever the target, where all are known.
         chosen = _draw(by_name(reference, pool), n, np.random.default_rng([seed, 0]))
         comparison = _compare(str(target), chosen, paired, reference, truth, split=split, seed=seed)
         draws = drawn_samples(every, chosen, target=str(target))
-        of_target = moved[moved["target"] == target]["model"].value_counts().sort_index()
-        counts = {str(model): int(count) for model, count in of_target.items()}
-        unmatched = len(missing) - lost
+        counts = moved[moved["target"] == target]["model"].value_counts().sort_index().to_dict()
         comparisons.append(replace(comparison, lost=lost, unmatched=unmatched, draws=draws, translated=counts))
     return comparisons
+
+
+def _scorable(truth: Store | None, reference: Store, pool: Rows, *, target: str) -> tuple[Rows, int, int]:
+    """Return the cells that have a counterfactual, or all where none has; how many the compound removes, and how many the truth lacks."""
+    known = pool[_truth_rows(truth, reference, pool, target, "counterfactual") >= 0]
+    missing = np.setdiff1d(pool, known) if len(known) else pool[:0]
+    lost = _removed(truth, reference, missing)
+    return (known if len(known) else pool), lost, len(missing) - lost
 
 
 def by_name(store: Store, rows: Rows) -> Rows:
