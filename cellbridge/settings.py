@@ -207,7 +207,7 @@ def _read_yaml(file: Path, loader: YamlLoader) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}).") from None
     except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
+        detail = " ".join(str(error).split()).replace('"<unicode string>", ', "")  # the file is named in front
         raise ConfigError(
             f"{file}: not plain YAML ({detail}). Only mappings with each key once, lists, strings and numbers are read."
         ) from None

@@ -83,7 +83,7 @@ class Manifest(Section):
     channel_names: dict[str, str] = Field(default_factory=dict)
     """What tables or file names call a channel → its name under `channels`."""
     leave_out: Paths = ()
-    """Channels that do not go into the store (Brightfield …)."""
+    """Channels, listed under `channels` as well, that do not go into the store (Brightfield …)."""
     nucleus_channel: str | None = None
     """The stain that nuclei are found in; crops without it get no masks."""
     cell_channel: str | None = None
@@ -177,7 +177,10 @@ class Manifest(Section):
         for key, names in (("leave_out", self.leave_out), ("channel_names", tuple(self.channel_names.values()))):
             unknown = [name for name in names if name not in self.channels]
             if unknown:
-                raise ValueError(f'{key} "{unknown[0]}" is not one of the channels ({", ".join(self.channels)})')
+                remedy = f"Name it there, too: channels lists all that the tables have, {key} refers to them"
+                raise ValueError(
+                    f'{key} "{unknown[0]}" is not one of the channels ({", ".join(self.channels)}). {remedy}'
+                )
         repeated = [name for name in self.channels if self.channels.count(name) > 1]
         if repeated:
             raise ValueError(f'channel "{repeated[0]}" is listed twice')

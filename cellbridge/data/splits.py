@@ -1,10 +1,13 @@
 """Train and test: plates, wells, compounds or doses held out whole, never cells, and a refusal where the two sides share anything."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
+from cellbridge.conditions import Condition
+from cellbridge.data.layout import parse_well
 from cellbridge.data.store import condition_of
-from cellbridge.errors import ConfigError, LeakError, did_you_mean
+from cellbridge.errors import ConfigError, LeakError, ManifestError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,12 +50,13 @@ def assign(obs: "pd.DataFrame", *, by: By, test: Sequence[str], control: str | N
         )
     names = _names(obs, by, control=control or "")
     known = {name for column in names for name in column.unique()}
-    unknown = next((name for name in test if name not in known), None)
+    wanted = [name if name in known else _spelt(name, by) for name in test]
+    unknown = next((given for given, name in zip(test, wanted, strict=True) if name not in known), None)
     if unknown is not None:
         raise ConfigError(f'split.test: {by} "{unknown}" is not in the data.{did_you_mean(str(unknown), known)}')
-    held_out = names[0].isin(list(test))
+    held_out = names[0].isin(wanted)
     for column in names[1:]:
-        held_out |= column.isin(list(test))
+        held_out |= column.isin(wanted)
     return pd.Series(held_out.map({True: TEST, False: TRAIN}), index=obs.index, name="Metadata_Split", dtype=object)
 
 
@@ -69,6 +73,17 @@ def _names(obs: "pd.DataFrame", by: By, *, control: str) -> list["pd.Series"]:
     plates = obs["Metadata_Plate"].astype(str)
     wells = obs["Metadata_Well"].astype(str)
     return [plates] if by == "plate" else [wells, plates + "/" + wells]
+
+
+def _spelt(name: str, by: By) -> str:
+    """Return a well or dose as the store spells it: B03 for b3, taxol@1 for taxol@1.0; anything else as it is."""
+    if by == "dose":
+        return Condition.parse(name).name
+    if by == "well":
+        plate, slash, well = name.rpartition("/")
+        with suppress(ManifestError):
+            return plate + slash + parse_well(well, plate_format=1536)
+    return name
 
 
 def by_well(obs: "pd.DataFrame", *, where: Sequence[str]) -> dict[tuple[str, str], str]:

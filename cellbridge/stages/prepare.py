@@ -10,9 +10,9 @@ command again, after whatever ended it, goes on from there and writes the store 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cellbridge import runs
 from cellbridge.data.manifest import Manifest, read_manifest
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
 _SAMPLE_FIELDS, _SAMPLE_CROPS = 16, 64
 _LOOKS_PER_WORKER, _FIELDS_PER_WORKER, _CROPS_PER_WORKER = 256, 32, 2048
 """How many rows make it worth to start a process, which takes a second or two."""
+_LEAST_NUCLEI, _USUAL_NUCLEI = 1.5, 2.5
+"""The width in nuclei under which a crop shows no whole cell, and a usual one."""
 
 
 class SplitConfig(Section):
     """What is held out whole for testing."""
 
     by: Literal["plate", "well", "compound", "dose"] = "plate"
-    test: tuple[str, ...] = ()
+    test: Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)] = ()
     """Plates; or wells, as B03 (on every plate) or PLATE/B03; or compounds; or compounds at a dose, as taxol@1."""
 
 
@@ -266,6 +268,8 @@ def _cut(task: _Task, folder: Path, survey: "Survey") -> "Cutting":
     from cellbridge.data.pieces import Pieces
 
     geometry = _geometry(task, survey)
+    for line in _warnings(task, geometry):
+        say(f"prepare: {line}")
     source = _known_source(task)
     cutting = Cutting(task.rows, task.manifest, geometry, survey.flats, source, Pieces.under(folder, "cells"))
     each = _CROPS_PER_WORKER if source is not None or not task.manifest.holds_fields else _FIELDS_PER_WORKER
@@ -336,6 +340,27 @@ def _measured_nucleus_px(task: _Task, survey: "Survey") -> float:
     return typical_nucleus_px(nucleus_images(task.rows[::step], task.manifest, flats=survey.flats))
 
 
+def _warnings(task: _Task, geometry: "Geometry") -> list[str]:
+    """Return what is allowed and seldom meant."""
+    told = []
+    if task.splits and set(task.splits.values()) == {"test"}:
+        told.append("split.test holds out everything, so that no cell is left to train on. Name fewer, or leave it so.")
+    nucleus_px, pixel_um = geometry.nucleus_px, task.manifest.pixel_um
+    if nucleus_px is not None and geometry.crop_px < _LEAST_NUCLEI * nucleus_px:
+        wide = round(_USUAL_NUCLEI * nucleus_px)
+        or_um = "" if pixel_um is None else f" or crop_um={wide * pixel_um:.3g}"
+        told.append(
+            f"a crop of {geometry.crop_px} px is {geometry.crop_px / nucleus_px:.1f} nuclei wide (nucleus_px {nucleus_px:.3g}), so "
+            f"cells are cut down to their middles. Set crop_px={wide}{or_um} ({_USUAL_NUCLEI} nuclei), resampled to size_px."
+        )
+    return told
+
+
+def _blank_controls(task: _Task) -> int:
+    """Return how many wells are control by an empty compound alone."""
+    return len({(row.plate, row.well) for row in task.rows if row.blank_control})
+
+
 def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey: "Survey", out: Path) -> dict[str, Any]:
     """Fit the intensity maps, write the store, and say what is in it."""
     from cellbridge.data.origin import provenance
@@ -374,6 +399,8 @@ def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey:
         **_empty_fields(task, collector, survey),
         "without_mask": collector.without_mask,
         "nucleus_px": geometry.nucleus_px,
+        **({"warnings": told} if (told := _warnings(task, geometry)) else {}),
+        **({"wells_control_by_empty_compound": blank} if (blank := _blank_controls(task)) else {}),
         "illumination_corrected": sorted({*survey.flats, *attributes.get("illumination_given", {})}),
         **({} if shifted is None else {"stored_bits": shifted["words"]}),
     }

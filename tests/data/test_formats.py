@@ -165,6 +165,13 @@ def test_parts_of_a_plates_name_are_joined_and_other_groups_become_columns(tmp_p
     names = ["HUVEC-01/Plate2/7_B03_DNA.tif", "HUVEC-01/Plate2/7_B03_ER.tif"]
     (row,) = named(tmp_path, names, pattern=pattern)
     assert (row.plate, row.well, row.metadata["Metadata_day"]) == ("HUVEC-01_2", "B03", "7")
+    many = pattern.replace("plate_1", "plate_10")
+    assert named(tmp_path, names, pattern=many)[0].plate == "2_HUVEC-01"
+
+
+def test_what_fetch_has_not_finished_is_no_image(tmp_path: Path) -> None:
+    names = ["p/A01_s1_DNA.tif", "p/A01_s1_ER.tif", ".fetch/partial/A01_s2_DNA.tif", ".fetch/unpacked/p/A01_s2_ER.tif"]
+    assert len(named(tmp_path, names, folders=["."])) == 1
 
 
 @pytest.mark.parametrize(

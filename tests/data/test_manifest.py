@@ -96,8 +96,9 @@ def test_yaml_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) ->
     canary = tmp_path / "canary"
     file = tmp_path / "manifest.yaml"
     file.write_text(f"name: !!python/object/apply:os.system ['touch {canary}']\n")
-    with pytest.raises(ManifestError, match="not plain YAML"):
+    with pytest.raises(ManifestError, match=r"manifest\.yaml: not plain YAML") as caught:
         read_manifest(file)
+    assert "<unicode string>" not in str(caught.value)
     assert not canary.exists()
 
 

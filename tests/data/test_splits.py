@@ -25,6 +25,13 @@ def test_plates_and_wells_are_held_out_whole():
     assert assign(OBS, by="plate", test=[]).tolist() == ["train"] * 4
 
 
+def test_wells_and_doses_are_understood_in_any_spelling():
+    assert assign(OBS, by="well", test=["b3"]).tolist() == assign(OBS, by="well", test=["B03"]).tolist()
+    assert assign(OBS, by="well", test=["P2/b3"]).tolist() == ["train", "train", "test", "train"]
+    doses = OBS.assign(Metadata_Compound="taxol", Metadata_Concentration=["1", "1.0", "10", "0.1"])
+    assert assign(doses, by="dose", test=["taxol@1.0"]).tolist() == ["test", "test", "train", "train"]
+
+
 @pytest.mark.parametrize("by", ["plate", "well"])
 def test_an_assigned_split_is_disjoint(by):
     split = assign(OBS, by=by, test=["P1"] if by == "plate" else ["B03"])
@@ -34,8 +41,8 @@ def test_an_assigned_split_is_disjoint(by):
 def test_unknown_plate_or_well_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r'plate "p1" is not in the data. Did you mean "P1"'):
         assign(OBS, by="plate", test=["p1"])
-    with pytest.raises(ConfigError, match=r'well "B3" is not in the data. Did you mean "B03"'):
-        assign(OBS, by="well", test=["B3"])
+    with pytest.raises(ConfigError, match=r'well "B05" is not in the data. Did you mean "[BC]0[345]"'):
+        assign(OBS, by="well", test=["B05"])
 
 
 @pytest.mark.parametrize(

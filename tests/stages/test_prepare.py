@@ -218,13 +218,31 @@ def test_channels_are_left_out_by_name_and_the_nucleus_is_measured(plate: Path, 
     assert summary["cells"] == 72
 
 
-def test_even_light_is_estimated_where_there_are_fields_enough(plate: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def few(plate: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary where a plate has too few fields for its light, the crop is narrow, and all is held out."""
+    settings = {"illumination": "estimate", "illumination_min_fields": 5, "split": {"test": PLATES}}
+    return prepare(plate, tmp_path_factory.mktemp("few") / "s.zarr", crop_px=14, **settings)
+
+
+def test_a_narrow_crop_and_a_split_without_training_cells_are_told(few: dict[str, Any]) -> None:
+    assert few["warnings"] == [
+        "split.test holds out everything, so that no cell is left to train on. Name fewer, or leave it so.",
+        "a crop of 14 px is 1.2 nuclei wide (nucleus_px 12), so cells are cut down to their middles. "
+        "Set crop_px=30 or crop_um=15 (2.5 nuclei), resampled to size_px.",
+    ]
+    assert few["wells_control_by_empty_compound"] == 4
+
+
+def test_even_light_is_estimated_where_there_are_fields_enough(
+    plate: Path, few: dict[str, Any], tmp_path: Path
+) -> None:
     settings = {"illumination": "estimate", "illumination_min_fields": 4}
     summary = prepare(plate, tmp_path / "s.zarr", **settings)
     assert summary["illumination_corrected"] == sorted(PLATES)
     light = describe(tmp_path / "s.zarr").attributes["illumination"]
     assert set(light["P2"]) == set(CHANNELS)
-    few = prepare(plate, tmp_path / "t.zarr", **{**settings, "illumination_min_fields": 5})
+    assert "warnings" not in summary
     assert few["illumination_corrected"] == []
 
 

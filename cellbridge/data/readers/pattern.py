@@ -27,6 +27,7 @@ from cellbridge.data.readers.rows import ImageRow
 from cellbridge.errors import ManifestError
 
 _SHOWN = 5
+_PLATE = re.compile(r"plate(?:_(\d+))?")
 _PLACES = {"well": "Metadata_Well", "site": "Metadata_Site"}
 
 
@@ -91,9 +92,9 @@ def _planes(match: re.Match[str], root: Path, manifest: Manifest) -> Iterator[Pl
     channel = groups.pop("channel", None)
     said = {group: text for group, text in groups.items() if group not in ("plate", "row", "column")}
     metadata = {_PLACES.get(group, f"Metadata_{group}"): text for group, text in said.items()}
-    parts = [groups[group] for group in sorted(groups) if re.fullmatch(r"plate(_\d)?", group)]
+    parts = sorted((int(found[1] or 0), text) for group, text in groups.items() if (found := _PLATE.fullmatch(group)))
     if parts:
-        metadata["Metadata_Plate"] = "_".join(parts)
+        metadata["Metadata_Plate"] = "_".join(text for _, text in parts)
     if "row" in groups and "column" in groups:
         metadata["Metadata_Well"] = well_of(groups["row"], groups["column"], where=name)
     if "Metadata_Site" in metadata:
