@@ -121,7 +121,8 @@ def compare(
         chosen = _draw(by_name(reference, pool), n, np.random.default_rng([seed, 0]))
         comparison = _compare(str(target), chosen, paired, reference, truth, split=split, seed=seed)
         draws = drawn_samples(every, chosen, target=str(target))
-        counts = moved[moved["target"] == target]["model"].value_counts().sort_index().to_dict()
+        of_target = moved[moved["target"] == target]["model"].value_counts().sort_index()
+        counts = {str(model): int(count) for model, count in of_target.items()}
         comparisons.append(replace(comparison, lost=lost, unmatched=unmatched, draws=draws, translated=counts))
     return comparisons
 
