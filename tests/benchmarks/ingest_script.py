@@ -1,7 +1,8 @@
 """What a laboratory would write with scikit-image: read, segment, cut and store, one field after the other.
 
 It finds the cells that `prepare` finds, by the same steps and thresholds, with the library's functions as their documentation uses them:
-`regionprops` for what is measured of objects, `labels == number` for a cell's mask, zarr-python for the store.
+`regionprops` for what is measured of objects, `labels == number` for a cell's mask, zarr-python for the store. A careful author cuts out
+the window before he compares, which saves a quarter of the script's time: `careful` does.
 """
 
 import csv
@@ -25,7 +26,7 @@ _EDGE = 0.45
 _SHARD = 2048
 
 
-def ingest(folder: Path, out: Path) -> None:
+def ingest(folder: Path, out: Path, *, careful: bool = False) -> None:
     """Write a Zarr group with images, masks and a table of the cells of every field of `load_data.csv`."""
     warnings.filterwarnings("ignore", "zarr v3 autosharding|`binary_opening` is deprecated")
     rows, images, masks = [], [], []
@@ -35,7 +36,7 @@ def ingest(folder: Path, out: Path) -> None:
         field = np.stack([tifffile.imread(folder / row[f"PathName_{c}"] / row[f"FileName_{c}"]) for c in CHANNELS])
         nuclei = find_nuclei(field[0])
         cells = find_cells(nuclei, field[1])
-        found = cut_cells(field, nuclei, cells)
+        found = cut_cells(field, nuclei, cells, careful=careful)
         for number, (centre, image, mask) in enumerate(found, start=1):
             name = f"P1_{row['Metadata_Well']}_s{row['Metadata_Site']}_c{number:03d}"
             rows.append({**row, "Metadata_Cell": name, "x": centre[1], "y": centre[0]})
@@ -97,7 +98,7 @@ def find_cells(nuclei: Array, image: Array) -> Array:
     return segmentation.watershed(-smooth, nuclei, mask=(near & (smooth > threshold)) | (nuclei > 0))
 
 
-def cut_cells(field: Array, nuclei: Array, cells: Array) -> list[tuple[Array, Array, Array]]:
+def cut_cells(field: Array, nuclei: Array, cells: Array, *, careful: bool) -> list[tuple[Array, Array, Array]]:
     """Return centre, image and mask of each whole cell of plausible size, from top to bottom."""
     found = []
     size = field.shape[1]
@@ -110,9 +111,14 @@ def cut_cells(field: Array, nuclei: Array, cells: Array) -> list[tuple[Array, Ar
         if at_edge or not inside or not 0.25 <= region.area / typical <= 4.0:
             continue
         window = np.s_[top : top + CROP_PX, left : left + CROP_PX]
-        mask = (cells == region.label).astype(np.uint8)
-        mask[nuclei == region.label] = 2
-        found.append((np.array(region.centroid), field[:, *window].copy(), mask[window].copy()))
+        if careful:
+            mask = (cells[window] == region.label).astype(np.uint8)
+            mask[nuclei[window] == region.label] = 2
+        else:
+            mask = (cells == region.label).astype(np.uint8)
+            mask[nuclei == region.label] = 2
+            mask = mask[window].copy()
+        found.append((np.array(region.centroid), field[:, *window].copy(), mask))
     return sorted(found, key=lambda cell: (cell[0][0], cell[0][1]))
 
 

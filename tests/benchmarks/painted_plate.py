@@ -13,21 +13,19 @@ CROP_PX = 48
 
 
 def write_plate(folder: Path, *, fields: int, field_px: int, cells: int) -> Path:
-    """Write so many fields, of which the first well is the control, with table, manifest and zlib-compressed TIFFs."""
+    """Write so many fields, nine to a well, of which every fourth, the first among them, is the control, with table, manifest and zlib-compressed TIFFs."""
     (folder / "images").mkdir(parents=True)
     rows = []
     for index in range(fields):
-        control = index % 4 == 0
+        well = index // 9
+        control = well % 4 == 0
         row = {
             "Metadata_Plate": "P1",
-            "Metadata_Well": f"{chr(65 + index // 9 // 24 % 16)}{index // 9 % 24 + 1:02d}",
+            "Metadata_Well": f"{chr(65 + well // 24 % 16)}{well % 24 + 1:02d}",
             "Metadata_Site": index % 9 + 1,
-            "Metadata_Compound": "DMSO",
-            "Metadata_pert_type": "negcon",
+            "Metadata_Compound": "DMSO" if control else "taxol",
+            "Metadata_pert_type": "negcon" if control else "trt",
         }
-        if not control and index >= 9:
-            row |= {"Metadata_Compound": "taxol", "Metadata_pert_type": "trt"}
-        row["Metadata_Compound"] = "DMSO" if row["Metadata_pert_type"] == "negcon" else "taxol"
         for channel, plane in zip(CHANNELS, paint(index, field_px=field_px, cells=cells), strict=True):
             name = f"{index:05d}_{channel}.tif"
             tifffile.imwrite(folder / "images" / name, plane, compression="zlib")
