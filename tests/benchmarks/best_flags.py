@@ -12,7 +12,7 @@ from sizes import Size
 from speed import EVERY
 
 from cellbridge.config import TrainingConfig
-from cellbridge.errors import CellbridgeError
+from cellbridge.errors import CellbridgeError, in_one_line
 from cellbridge.runtime import pick_precision
 from cellbridge.training import optim
 from cellbridge.training.ema import load
@@ -63,7 +63,7 @@ def choose(problem: Problem, size: Size) -> tuple[Flags, list[dict[str, Any]], l
         try:
             found = _duel(problem, rival, size.flag_blocks, flags)
         except (CellbridgeError, RuntimeError) as error:  # no compiler, or one that fails on this network
-            rows.append(not_measured(claim, " ".join(str(error).split())[:200]))
+            rows.append(not_measured(claim, in_one_line(error)))
             continue
         ratio = found.ratio(checkpoint_every=EVERY)
         once = found.first_block - float(np.median(found.engine[:, 0]))

@@ -14,7 +14,7 @@ from sizes import Size
 
 from cellbridge.config import TrainingConfig
 from cellbridge.diffusion.fitting import denoising_loss
-from cellbridge.errors import CellbridgeError
+from cellbridge.errors import CellbridgeError, in_one_line
 from cellbridge.training.events import Logged
 from cellbridge.training.throughput import device_peak, flops_per_image
 
@@ -65,7 +65,7 @@ def against_peak(problem: Problem, *, steps: int, peak: float | None) -> tuple[l
             CellbridgeError,
             RuntimeError,
         ) as error:  # out of memory, no compiler, or one that fails on this network
-            rows.append(not_measured(f"{words(flags)} ({problem.name})", " ".join(str(error).split())[:200]))
+            rows.append(not_measured(f"{words(flags)} ({problem.name})", in_one_line(error)))
             continue
         rows.append(row(f"{words(flags)} ({problem.name})", rate.value, interval=rate.interval, unit="images/s"))
         if peak is not None:

@@ -18,7 +18,7 @@ from cellbridge.data.planes import Plane
 from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted
 from cellbridge.data.readers.rows import ImageRow
-from cellbridge.errors import ManifestError
+from cellbridge.errors import ManifestError, in_one_line
 
 _VERSIONS = ("0.4", "0.5")
 
@@ -157,7 +157,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{file}: is no JSON ({' '.join(str(error).split())[:120]}). Copy it again.") from None
+        raise ManifestError(f"{file}: is no JSON ({in_one_line(error)}). Copy it again.") from None
     if not isinstance(values, dict):
         raise ManifestError(f"{file}: holds no mapping. Copy it again.")
     return values

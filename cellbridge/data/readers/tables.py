@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellbridge.data.readers.faults import apart
-from cellbridge.errors import ManifestError, did_you_mean
+from cellbridge.errors import ManifestError, did_you_mean, in_one_line
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -94,9 +94,7 @@ def _read_parquet(path: Path, root: Path | None) -> Table:
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such table. Check the manifest's tables and root.") from None
     except (OSError, pyarrow.ArrowException) as error:
-        raise ManifestError(
-            f"{path}: no whole parquet file ({' '.join(str(error).split())[:120]}). Copy it again."
-        ) from None
+        raise ManifestError(f"{path}: no whole parquet file ({in_one_line(error)}). Copy it again.") from None
     name, columns = table_name(path, root), tuple(table.column_names)
     repeated = next((column for column in columns if columns.count(column) > 1), None)
     if repeated is not None:
