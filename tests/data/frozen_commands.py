@@ -7,6 +7,7 @@ Standard input: a JSON list of steps, each `["freeze", FOLDER]` or the words of 
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ _OF_ITS_OWN = ["unshare", "-rm"]
 
 def run_frozen(steps: Sequence[Sequence[object]]) -> list[dict[str, Any]]:
     """Run the steps, with mounts of their own where the machine allows it, and else by taking away the permission to write."""
-    can_mount = subprocess.run([*_OF_ITS_OWN, "true"], capture_output=True).returncode == 0
+    can_mount = _can_mount()
     command = [*(_OF_ITS_OWN if can_mount else ()), sys.executable, __file__, "mount" if can_mount else "chmod"]
     words = [[str(word) for word in step] for step in steps]
     of_this_checkout = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -29,6 +30,15 @@ def run_frozen(steps: Sequence[Sequence[object]]) -> list[dict[str, Any]]:
     )
     told: list[dict[str, Any]] = json.loads(done.stdout)
     return told
+
+
+def _can_mount() -> bool:
+    """Try what `_freeze` does, on a folder of this module's own."""
+    if shutil.which("unshare") is None:
+        return False
+    tried = "mount --bind . . && mount -o remount,ro,bind ."
+    done = subprocess.run([*_OF_ITS_OWN, "sh", "-c", tried], cwd=Path(__file__).parent, capture_output=True)
+    return done.returncode == 0
 
 
 def _freeze(folder: Path, *, by: str) -> dict[str, Any]:
