@@ -47,7 +47,7 @@ def write_vectors(path: Path, rows: Vectors) -> None:
         np.save(stream, rows, allow_pickle=False)
 
 
-def save_bridge(run: RunDir, bridge: VectorBridge) -> None:
+def save_vector_bridge(run: RunDir, bridge: VectorBridge) -> None:
     """Publish a bridge as `model/` of a run: weights as safetensors, the rest as JSON, sums in the manifest.
 
     Raises
@@ -75,7 +75,7 @@ def save_bridge(run: RunDir, bridge: VectorBridge) -> None:
         (directory / _CARD).write_text(f"{text}\n", encoding="utf-8")
 
 
-def load_bridge(path: Path) -> VectorBridge:
+def load_vector_bridge(path: Path) -> VectorBridge:
     """Load a bridge from its run, or from the run's `model/`; every file is held against its sum.
 
     Raises

@@ -6,7 +6,7 @@ from cellbridge.bridge.gaussian import gaussian_bridge
 from cellbridge.config import BridgeConfig
 from cellbridge.errors import CouplingError, ModelError, NumericalError
 from cellbridge.runs import RunDir
-from cellbridge.vector_files import load_bridge, save_bridge
+from cellbridge.vector_files import load_vector_bridge, save_vector_bridge
 from cellbridge.vectors import VectorBridge, fit_vectors
 
 QUICK = {solver: BridgeConfig(solver=solver, budget_seconds=1.0, components=(1, 2)) for solver in ("mixture", "neural")}
@@ -39,8 +39,8 @@ def test_the_plan_of_gaussians_is_found_however_they_are_shifted_and_scaled() ->
 @pytest.mark.parametrize("solver", ["mixture", "neural"])
 def test_a_saved_bridge_gives_the_same_rows_at_any_batch_size(bridges, solver, tmp_path) -> None:
     source, _ = samples()
-    save_bridge(RunDir(tmp_path / "run"), bridges[solver])
-    loaded = load_bridge(tmp_path / "run")
+    save_vector_bridge(RunDir(tmp_path / "run"), bridges[solver])
+    loaded = load_vector_bridge(tmp_path / "run")
     whole = bridges[solver].translate(source, seed=3)
     assert whole.dtype == np.float32
     assert np.allclose(loaded.translate(source, seed=3, batch_size=7), whole, atol=1e-4)

@@ -1,10 +1,9 @@
 """Bridges between images on the training engine: the loss, what held-out cells say, and a grid to look at."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,27 +51,15 @@ def fit_bridge(
     ----------
     inputs : what the result depends on, beside the configuration: hashed, and a checkpoint of other inputs is refused.
     batches : other pairs than those of the coupling.
-    identity : what else the result depends on; of the coupling's own pairs, the settings.
+    identity : all that the result depends on; that of `identity_of`, if not given.
 
     Returns
     -------
     The last event, and what held-out cells said at the end.
     """
-    training, device = config.training, cells.cells.data.device
-    bridge.to(device)
-    if not training.sample_every:
-        training = training.model_copy(update={"sample_every": -(-training.steps // config.bridge.looks)})
-    events = fit(
-        bridge.network,
-        bridge_loss(bridge),
-        batches or _batches(cells, card, config),
-        config=training,
-        run=run,
-        identity=identity_of(config, inputs) if identity is None else identity,
-        device=device,
-        resume=as_resume(config.resume),
-        accept_changes=config.accept_changes,
-    )
+    training = config.training
+    bound = identity_of(config, inputs) if identity is None else identity
+    events = _events(bridge, cells, card, batches, config=config, run=run, identity=bound)
     said: dict[str, float] = {}
     finished = show(
         _judged(events, bridge, cells, said, config=config, warning=without_gain if batches is None else None),
@@ -87,6 +74,33 @@ def fit_bridge(
         facts=facts,
     )
     return finished, said
+
+
+def _events(
+    bridge: ImageBridge,
+    cells: BridgeCells,
+    card: BridgeCard,
+    batches: Batches | None,
+    *,
+    config: BridgeFitConfig,
+    run: RunDir,
+    identity: Mapping[str, str],
+) -> Generator[Event, None, None]:
+    """Train on the engine, with samples due as often as held-out cells are to be looked at."""
+    training, device = config.training, cells.cells.data.device
+    if not training.sample_every:
+        training = training.model_copy(update={"sample_every": -(-training.steps // config.bridge.looks)})
+    return fit(
+        bridge.to(device).network,
+        bridge_loss(bridge),
+        batches or _batches(cells, card, config),
+        config=training,
+        run=run,
+        identity=identity,
+        device=device,
+        resume=as_resume(config.resume),
+        accept_changes=config.accept_changes,
+    )
 
 
 def bridge_loss(bridge: ImageBridge) -> Callable[[nn.Module, Bridged], LossOutput]:
@@ -128,7 +142,7 @@ def _batches(cells: BridgeCells, card: BridgeCard, config: BridgeFitConfig) -> B
 
 
 def _judged(
-    events: Any,
+    events: Generator[Event, None, None],
     bridge: ImageBridge,
     cells: BridgeCells,
     said: dict[str, float],

@@ -19,6 +19,7 @@ _NOT_BINDING = ("training", "sampler", "resume", "accept_changes", "device")
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
     from cellbridge.assembly import Base
     from cellbridge.assembly.flows import FlowCard
@@ -81,13 +82,17 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if not processes.is_main():
         return {}
     flows.publish_flow(RunDir(out), network, ema=finished.ema, card=card)
-    counts = store.condition_names[rows]
+    return _summary(out, card, store.condition_names[rows], network)
+
+
+def _summary(out: Path, card: "FlowCard", names: "np.ndarray", network: "nn.Module") -> dict[str, Any]:
+    """Return what was trained, on the cells of these conditions."""
     return {
         "model": str(RunDir(out).model),
-        "kind": config.kind,
-        "conditions": targets,
-        "cells": len(rows),
-        "of each": {str(name): int((counts == name).sum()) for name in dict.fromkeys(counts)},
+        "kind": card.recipe.kind,
+        "conditions": list(card.targets),
+        "cells": len(names),
+        "of each": {str(name): int((names == name).sum()) for name in dict.fromkeys(names)},
         "parameters": sum(p.numel() for p in network.parameters()),
         "sha256": fingerprint(out),
     }

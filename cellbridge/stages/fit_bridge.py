@@ -55,16 +55,13 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     info = describe(config.store)
     conditions = _conditions(config, info)
 
-    from cellbridge import assembly
     from cellbridge.assembly import bridges
     from cellbridge.bridging import fitting, judging, rounds, training
     from cellbridge.data.store import open_store
     from cellbridge.runtime import pick_device
 
     device = pick_device(config.device)
-    base = None if config.base is None else assembly.load_base(config.base, device=device)
-    if base is not None:
-        assembly.check_fit(base.card, info)
+    base = _base(config, info, device)
     store = open_store(config.store)
     rows = _rows(config, store, conditions)
     cells = training.bridge_cells(store, rows, conditions, config=config, device=device)
@@ -83,7 +80,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     card = card.model_copy(update={"coupling": card.coupling + "+imf"}) if kept else card
     write_json(RunDir(out).metrics, {"held_out": said, "notes": list(cells.coupled.notes), "imf_rounds": taken})
     bridges.publish_bridge(RunDir(out), bridge, ema=ema, card=card)
-    return _summary(config, out, cells, bridge, card, said) | ({"imf rounds kept": kept} if taken else {})
+    return _summary(out, cells, bridge, card, said=said) | ({"imf rounds kept": kept} if taken else {})
 
 
 def _settled(config: Config) -> Config:
@@ -109,6 +106,17 @@ def _settled(config: Config) -> Config:
     if config.seed is not None:
         training = training.model_copy(update={"seed": config.seed})
     return config.model_copy(update={"training": training})
+
+
+def _base(config: Config, info: "StoreInfo", device: "torch.device") -> "Base | None":
+    """Return the base that the bridge starts from, if any; raise ModelError where it does not fit the store."""
+    from cellbridge import assembly
+
+    if config.base is None:
+        return None
+    base = assembly.load_base(config.base, device=device)
+    assembly.check_fit(base.card, info)
+    return base
 
 
 def _conditions(config: Config, info: "StoreInfo") -> tuple[str, ...]:
@@ -203,10 +211,10 @@ def _facts(cells: "BridgeCells", bridge: "ImageBridge") -> dict[str, float]:
 
 
 def _summary(
-    config: Config, out: Path, cells: "BridgeCells", bridge: "ImageBridge", card: "BridgeCard", said: dict[str, float]
+    out: Path, cells: "BridgeCells", bridge: "ImageBridge", card: "BridgeCard", *, said: dict[str, float]
 ) -> dict[str, Any]:
     names = cells.cells.names
-    sigma = " to ".join(f"{value:g}" for value in dict.fromkeys(config.bridge.sigma_range))
+    sigma = " to ".join(f"{reg**0.5 / card.image_std:g}" for reg in dict.fromkeys(card.reg))
     return {
         "model": str(RunDir(out).model),
         "conditions": list(card.conditions),

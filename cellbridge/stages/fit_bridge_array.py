@@ -40,7 +40,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if is_taken(out):
         raise RunError(f"{out}: exists already. Remove it, or choose another --out.")
 
-    from cellbridge.vector_files import read_vectors, save_bridge
+    from cellbridge.vector_files import read_vectors, save_vector_bridge
     from cellbridge.vectors import fit_vectors
 
     source, target = (read_vectors(path) for path in inputs.values())
@@ -48,7 +48,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     run_dir = RunDir(out)
     begin(run_dir, config=dump(config), seed=config.seed, inputs=inputs)
     write_json(run_dir.metrics, {"solver": bridge.solver, **bridge.facts})
-    save_bridge(run_dir, bridge)
+    save_vector_bridge(run_dir, bridge)
     return {
         "run": str(out),
         "solver": bridge.solver,

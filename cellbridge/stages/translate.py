@@ -53,8 +53,10 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     rows = cells.choose_rows(store, source, split=config.split, plates=config.plates, n=config.n, seed=config.seed)
     machine = cells.Machine(device, pick_precision(config.precision, device), config.batch_size, config.seed)
     making = Making(source, opened.targets, opened.translator.name, config.seed)
-    clipped = _write(config, store, cells.drawn(rows, config.samples_per_cell), opened, making, machine, out=out)
-    _write_beside(config, store, rows, opened, making, machine, out=out)
+    clipped = _write(
+        config, store, cells.drawn(rows, config.samples_per_cell), opened, making, machine=machine, out=out
+    )
+    _write_beside(config, store, rows, opened, making, machine=machine, out=out)
     return _summary(config, opened, making, out=out, cells=len(rows), share_clipped=clipped)
 
 
@@ -76,8 +78,8 @@ def _write(
     draws: "Draws",
     opened: "Opened",
     making: "Making",
-    machine: "Machine",
     *,
+    machine: "Machine",
     out: Path,
 ) -> float:
     """Translate all draws and write the store; return the share of values that were clipped."""
@@ -101,8 +103,8 @@ def _write_beside(
     rows: Any,
     opened: "Opened",
     making: "Making",
-    machine: "Machine",
     *,
+    machine: "Machine",
     out: Path,
 ) -> None:
     """Write trajectories and references of x_T, as far as they were asked for; all processes share the work."""
@@ -117,7 +119,7 @@ def _write_beside(
             rows,
             opened.translator,
             making,
-            machine,
+            machine=machine,
             n=config.trajectories,
             frames=config.frames,
             attributes=_attributes(config, opened),

@@ -51,9 +51,9 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     if is_taken(out) and not (config.overwrite and out.is_file()):
         raise RunError(f"{out}: exists already. Remove it, choose another name, or set overwrite=true for a file.")
 
-    from cellbridge.vector_files import load_bridge, read_vectors, write_vectors
+    from cellbridge.vector_files import load_vector_bridge, read_vectors, write_vectors
 
-    bridge, rows = load_bridge(config.bridge), read_vectors(config.input_array)
+    bridge, rows = load_vector_bridge(config.bridge), read_vectors(config.input_array)
     moved = bridge.translate(
         rows, seed=config.seed, direction=config.direction, method=config.flow, batch_size=config.batch_size
     )

@@ -22,6 +22,11 @@ from cellbridge.translators.translator import Translator
 
 _STRENGTH = 0.5
 """Of SDEdit, where it is not said."""
+_NO_ADAPTER = 'no model of "{}" was given: run `cellbridge finetune --condition "{}"` and pass its run as --adapter.'
+_NO_BRIDGE = (
+    'no bridge leads to or from "{}": run `cellbridge fit-bridge --condition "{}"` and pass its run as --bridge.'
+)
+_NO_FLOW = 'the flow was not trained on "{}": name it to `cellbridge fit-baseline --condition`.'
 _IDENTITY = (
     "the cells as they are, by definition: no leg of the bridge is run. What a way there and back leaves of a cell, a translation of the "
     "result says (--source X --target CONTROL, then evaluate's round_trip)"
@@ -80,7 +85,7 @@ def _open_with_base(config: Config, info: StoreInfo, asked: Asked, device: torch
     base = assembly.with_smiles(assembly.load_base(config.base, device=device), config.smiles)
     assembly.check_fit(base.card, info)
     models = assembly.load_models(base, config.adapters, asked=asked.targets)
-    targets, guides = _choose(asked, tuple(models)), assembly.load_guides(config.solver, base)
+    targets, guides = _choose(asked, tuple(models), missing=_NO_ADAPTER), assembly.load_guides(config.solver, base)
     ddib = config.method == "ddib"
     strength = None if ddib else _STRENGTH if config.strength is None else config.strength
     solver, calls = assembly.solver_within(
@@ -115,17 +120,29 @@ def _open_with_base(config: Config, info: StoreInfo, asked: Asked, device: torch
     )
 
 
-def _choose(asked: Asked, offered: tuple[Condition, ...]) -> list[Condition]:
+def _choose(asked: Asked, offered: Sequence[Condition], *, missing: str) -> list[Condition]:
+    """Return the targets that were asked for, each once, or else every condition on offer but the source.
+
+    Parameters
+    ----------
+    missing : what to say of a target that is not on offer, with "{}" for its name.
+
+    Raises
+    ------
+    ConditionError : a target is not on offer, or there is none.
+    """
     targets = list(dict.fromkeys(asked.targets)) or [c for c in offered if c != asked.source]
     for target in targets:
-        if target not in offered:
-            raise ConditionError(
-                f'no model of "{target.name}" was given: run `cellbridge finetune --condition "{target.name}"` and pass its '
-                f"run as --adapter.{did_you_mean(target.name, [condition.name for condition in offered])}"
-            )
+        _require_offered(target, offered, missing=missing)
     if not targets:
         raise ConditionError("no target: give the run of `cellbridge finetune` as --adapter, or name a --target.")
     return targets
+
+
+def _require_offered(condition: Condition, offered: Sequence[Condition], *, missing: str) -> None:
+    if condition not in offered:
+        known = did_you_mean(condition.name, [one.name for one in offered])
+        raise ConditionError(missing.replace("{}", condition.name) + known)
 
 
 def _origin(
@@ -172,7 +189,9 @@ def _open_bridge(config: Config, info: StoreInfo, asked: Asked, device: torch.de
         require_bridge_fits(bridge.card, info)
     joined = assembly.join_bridges(bridges, config.bridge, sigma_rel=config.strength)
     chosen = config.bridge_solver
-    targets = _over_bridge(asked, [joined.control, *joined.spans])
+    offered = [joined.control, *joined.spans]
+    _require_offered(asked.source, offered, missing=_NO_BRIDGE)
+    targets = _choose(asked, offered, missing=_NO_BRIDGE)
     legs = max(joined.legs(asked.source, target) for target in targets)
     steps = chosen.steps
     if config.nfe is not None and legs:
@@ -199,17 +218,6 @@ def _open_bridge(config: Config, info: StoreInfo, asked: Asked, device: torch.de
     )
 
 
-def _over_bridge(asked: Asked, offered: list[Condition]) -> list[Condition]:
-    targets = list(dict.fromkeys(asked.targets)) or [c for c in offered if c != asked.source]
-    for condition in (asked.source, *targets):
-        if condition not in offered:
-            raise ConditionError(
-                f'no bridge leads to or from "{condition.name}": run `cellbridge fit-bridge --condition "{condition.name}"` and pass its '
-                f"run as --bridge.{did_you_mean(condition.name, [c.name for c in offered])}"
-            )
-    return targets
-
-
 def _open_flow(config: Config, info: StoreInfo, asked: Asked, device: torch.device) -> Opened:
     """Open a flow from control cells or from noise."""
     assert config.baseline is not None
@@ -230,24 +238,13 @@ def _open_flow(config: Config, info: StoreInfo, asked: Asked, device: torch.devi
         raise ConditionError(f'control-flow starts from {card.network.control} alone, not from "{asked.source.name}".')
     return Opened(
         translator,
-        _along_flow(asked, [Condition.parse(name) for name in card.targets]),
+        _choose(asked, [Condition.parse(name) for name in card.targets], missing=_NO_FLOW),
         inputs={"baseline": flow.sha256},
         trained_on={"flow": list(card.network.plates)},
         calls=calls,
         steps=solver.steps,
         attributes={} if level is None else {"strength": level},
     )
-
-
-def _along_flow(asked: Asked, offered: list[Condition]) -> list[Condition]:
-    targets = list(dict.fromkeys(asked.targets)) or [c for c in offered if c != asked.source]
-    for target in targets:
-        if target not in offered:
-            raise ConditionError(
-                f'the flow was not trained on "{target.name}": name it to `cellbridge fit-baseline --condition`.'
-                f"{did_you_mean(target.name, [condition.name for condition in offered])}"
-            )
-    return targets
 
 
 METHODS: dict[Method, Callable[[Config, StoreInfo, Asked, torch.device], Opened]] = {

@@ -10,7 +10,7 @@ from two_ways import PAIRS, configured, untrained, world
 from cellbridge.bridging import fitting
 from cellbridge.bridging.judging import Arrival, HeldOut, approach, held_out_pairs, require_judges, without_gain
 from cellbridge.errors import ConfigError
-from cellbridge.metrics.plans import energy_and_terms, energy_distance
+from cellbridge.metrics.plans import energy_and_terms
 from cellbridge.runs import RunDir
 from cellbridge.training.events import read
 
@@ -31,29 +31,6 @@ def test_the_standard_error_of_an_approach_is_its_spread_over_worlds():
         found.append(approach([arrival(first, real)], [arrival(second, real)]))
     gains = np.array([one.gain for one in found])
     assert np.mean([one.error for one in found]) == pytest.approx(gains.std(ddof=1), rel=0.2)
-
-
-def test_the_terms_are_those_of_the_distance():
-    chance = torch.Generator().manual_seed(1)
-    moved, real = torch.randn(30, 3, generator=chance), 1 + torch.randn(50, 3, generator=chance)
-    distance, terms = energy_and_terms(moved, real)
-    assert distance == pytest.approx(energy_distance(moved, real))
-    step = 1e-4
-    more = torch.cat(
-        [moved, moved[:1]]
-    )  # a cell that counts a little more: the derivative is its term, less the mean of all
-    weights = torch.ones(31, dtype=torch.float64)
-    weights[-1] = step
-    across = torch.cdist(more.double(), real.double()).mean(1)
-    within = torch.cdist(more.double(), more.double())
-    share = weights / weights.sum()
-    even = torch.cat([torch.full((30,), 1 / 30, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-
-    def distance_of(w: torch.Tensor) -> float:
-        return float(2 * w @ across - w @ within @ w * 30 / 29)
-
-    slope = (distance_of(share) - distance_of(even)) / step
-    assert slope == pytest.approx(float(terms[0] - terms.mean()), rel=0.02)
 
 
 def test_a_gain_within_its_error_or_of_nothing_is_not_sure():

@@ -8,6 +8,7 @@ from cellbridge.metrics.plans import (
     conditional_energy,
     conditional_uvp,
     cost_ratio,
+    energy_and_terms,
     energy_distance,
     marginal_uvp,
     mean_uvp,
@@ -75,3 +76,21 @@ def test_the_residual_is_zero_for_a_bridge_and_one_for_independent_pairs() -> No
     assert cost_ratio(source, target, true_cost=float((source - target).square().sum(1).mean() / 2)) == pytest.approx(1)
     with pytest.raises(ValueError, match="needs more than 5"):
         precision_residual(source[:5], target[:5], reg=0.5)
+
+
+def test_the_terms_of_a_distance_are_what_it_changes_by_where_a_row_counts_more() -> None:
+    chance = torch.Generator().manual_seed(1)
+    moved, real = torch.randn(30, 3, generator=chance), 1 + torch.randn(50, 3, generator=chance)
+    distance, terms = energy_and_terms(moved, real)
+    assert distance == pytest.approx(energy_distance(moved, real))
+    across = torch.cdist(moved.double(), real.double()).mean(1)
+    within = torch.cdist(moved.double(), moved.double())
+
+    def distance_of(shares: torch.Tensor) -> float:
+        return float(2 * shares @ across - shares @ within @ shares * 30 / 29)
+
+    even, step = torch.full((30,), 1 / 30, dtype=torch.float64), 1e-4
+    more = even * (1 - step)
+    more[0] += step
+    slope = (distance_of(more) - distance_of(even)) / step
+    assert slope == pytest.approx(30 * float(terms[0] - terms.mean()), rel=0.02)

@@ -47,3 +47,16 @@ def test_applied_restores_weights_and_mode_exactly():
         assert layer.weight.abs().sum() == 0
     assert layer.training
     assert torch.equal(layer.weight, before)
+
+
+def test_a_digest_is_of_names_types_shapes_and_every_bit():
+    weights = {"a": torch.arange(6.0), "b": torch.ones(2, dtype=torch.bfloat16)}
+    same = {"b": torch.ones(2, dtype=torch.bfloat16), "a": torch.arange(12.0)[::2] / 2}
+    assert ema.digest(weights) == ema.digest(same), "in any order, and however they lie in memory"
+    nearly = torch.arange(6.0)
+    nearly[5] = torch.nextafter(nearly[5], torch.tensor(9.0))
+    others = [{"a": nearly}, {"a": torch.arange(6.0).view(2, 3)}, {"a": torch.arange(6.0).double()}]
+    found = {ema.digest({**weights, **other}) for other in others} | {
+        ema.digest({"c": weights["a"], "b": weights["b"]})
+    }
+    assert len(found | {ema.digest(weights)}) == 5
