@@ -213,7 +213,7 @@ def _compare(
         source=found[0],
         sources=sources,
         outputs=outputs,
-        shuffled={model: _shuffled(target, found[0], sources, paired, model, rng) for model in outputs},
+        shuffled={model: _shuffled(target, found[0], sources, paired, model, rng=rng) for model in outputs},
         unchanged={model: rows_of(found[0], sources, paired, model) for model in outputs},
         real=_draw(real, len(sources), rng),
         scored=scored,
@@ -230,7 +230,7 @@ def _compare(
 
 
 def _shuffled(
-    target: str, source: str, sources: Rows, paired: pd.DataFrame, model: str, rng: np.random.Generator
+    target: str, source: str, sources: Rows, paired: pd.DataFrame, model: str, *, rng: np.random.Generator
 ) -> Rows | None:
     """Draw for each source one of the model's outputs for another target; None where one of them has none."""
     names = sorted(set(paired["target"]) - {target, source})

@@ -39,7 +39,7 @@ def render_cells(anatomy: Anatomy, strength: Floats) -> Floats:
     profiles = {
         "DNA": _dna(anatomy, inside_nucleus, spots, nucleus),
         "ER": _er(anatomy, outside, cytoplasm, er) + 0.2 * inside_nucleus,
-        "RNA": _rna(anatomy, outside, cytoplasm, inside_nucleus, spots, rna),
+        "RNA": _rna(anatomy, outside, cytoplasm, inside_nucleus, spots, strength=rna),
         "AGP": _agp(anatomy, cytoplasm, inside_nucleus, actin),
         "Mito": _mito(anatomy, outside, cytoplasm, mitochondria),
     }
@@ -124,7 +124,7 @@ def _er(anatomy: Anatomy, outside: Floats, cytoplasm: Floats, strength: Floats) 
 
 
 def _rna(
-    anatomy: Anatomy, outside: Floats, cytoplasm: Floats, inside: Floats, spots: Floats, strength: Floats
+    anatomy: Anatomy, outside: Floats, cytoplasm: Floats, inside: Floats, spots: Floats, *, strength: Floats
 ) -> Floats:
     """Cytoplasmic RNA and bright nucleoli; on loss the nucleoli go and the nucleus empties."""
     fall = 0.2 + np.exp(-np.maximum(outside, 0.0) / (4.6 + 4.0 * strength))
