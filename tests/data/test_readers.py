@@ -287,6 +287,12 @@ def test_the_query_finds_a_compound_under_the_plate_maps_own_name(tmp_path: Path
     assert [is_control(row) for row in rows] == [True, False]
 
 
+def test_a_column_that_the_reader_knows_already_may_be_named_again(tmp_path: Path) -> None:
+    rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,DMSO\n")
+    annotated, _ = annotate(rows, manifest(columns={"Metadata_Plate": "plate", "Metadata_Well": "Well"}))
+    assert (annotated[0].plate, annotated[0].well) == ("p", "A01")
+
+
 def test_controls_of_several_names_need_one_name(tmp_path: Path) -> None:
     rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,BFP\nd,e,p,A02,y,negcon,LacZ\n")
     with pytest.raises(ManifestError, match="the control has 2 names"):
