@@ -1,11 +1,9 @@
 """cellbridge commands as processes of their own, forked from one that has imported everything.
 
-`import diffusers` costs eight seconds; a fork of a process that has done so starts at once, and is otherwise a command like any
-other: with its own arguments, standard output and error, limits and signals.
+Such a command is otherwise like any other: with its own arguments, standard output and error, limits and signals.
 """
 
 import ctypes
-import multiprocessing
 import os
 import re
 import resource
@@ -17,29 +15,10 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from warm_forks import FORKS
+
 SECONDS = 180.0
 """The most that any command or wait may take, on a machine that is busy with other things; nothing hangs longer."""
-_MODULES = (
-    "pytest",
-    "cellbridge.cli",
-    "cellbridge.assembly",
-    "cellbridge.fitting",
-    "cellbridge.stages.prepare",
-    "cellbridge.stages.pretrain",
-    "cellbridge.stages.finetune",
-    "cellbridge.stages.train_classifier",
-    "cellbridge.stages.translate",
-    "cellbridge.stages.evaluate",
-    "cellbridge.data.extraction",
-    "diffusers.models.unets.unet_2d",
-    "diffusers.pipelines.ddim.pipeline_ddim",
-    "peft",
-    "sklearn.linear_model",
-    "tensorboard.summary.writer.record_writer",
-    "matplotlib.pyplot",
-)
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(list(_MODULES))
 
 
 @dataclass(frozen=True)
@@ -92,7 +71,7 @@ class Command:
     def __init__(self, arguments: tuple[object, ...], folder: Path, limits: Limits):
         self._out, self._err, self._grown = folder / "stdout", folder / "stderr", folder / "grown"
         texts = [str(argument) for argument in arguments]
-        self._process: ForkServerProcess = _FORKS.Process(
+        self._process: ForkServerProcess = FORKS.Process(
             target=_run, args=(texts, self._out, self._err, self._grown, limits)
         )
         self._process.start()

@@ -1,6 +1,5 @@
 """Start one command in several processes, as torchrun does: its environment, and a store that outlives each of them."""
 
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -9,23 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_WARM = multiprocessing.get_context("forkserver")  # imports once, for all commands of a test session
-_WARM.set_forkserver_preload(
-    [
-        "cellbridge.assembly",
-        "cellbridge.fitting",
-        "cellbridge.stages.train_classifier",
-        "anndata",
-        "diffusers.models.unets.unet_2d",
-        "diffusers.pipelines.ddim",
-        "diffusers.pipelines.pipeline_utils",
-        "diffusers.schedulers.scheduling_ddim",
-        "peft",
-        "scipy.stats",
-        "torch._dynamo",
-        "torch.distributed",
-    ]
-)
+from warm_forks import FORKS
+
 _SECONDS = 120
 
 
@@ -66,7 +50,7 @@ def launch(
     with tempfile.TemporaryDirectory() as folder:
         paths = [(Path(folder) / f"{i}.out", Path(folder) / f"{i}.err") for i in range(len(each))]
         started = [
-            _WARM.Process(target=_child, args=(body, arguments, i, len(each), board.port, *paths[i]))
+            FORKS.Process(target=_child, args=(body, arguments, i, len(each), board.port, *paths[i]))
             for i, arguments in enumerate(each)
         ]
         for process in started:
