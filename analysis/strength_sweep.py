@@ -125,7 +125,7 @@ def markdown(target: str, rows: list[Point]) -> str:
     return "\n".join(lines)
 
 
-def draw(by_target: Mapping[str, list[Point]], file: Path) -> None:
+def drawn(by_target: Mapping[str, list[Point]]) -> Figure:
     """Draw a panel for each target: a line for each family, its strengths beside its points, and a grey mark for each null row."""
     figure = Figure(figsize=(max(4.4 * len(by_target), 6.0), 4.6), layout="constrained")
     nulls = dict.fromkeys(row.name for rows in by_target.values() for row in rows if row.family == "null")
@@ -137,7 +137,7 @@ def draw(by_target: Mapping[str, list[Point]], file: Path) -> None:
         axes.set_title(target, fontsize=9)
     figure.axes[0].set_ylabel("reached: seen as the target, %")
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
-    figure.savefig(file, dpi=150)
+    return figure
 
 
 def _panel(axes: Axes, rows: list[Point], marks: Mapping[str, str]) -> dict[str, Line2D]:
@@ -191,7 +191,7 @@ def main() -> None:
     metrics = json.loads((asked.out / "evaluation/metrics.json").read_text(encoding="utf-8"))
     by_target = {target["target"]: points(target, found) for target in metrics["targets"]}
     print("\n\n".join(markdown(target, rows) for target, rows in by_target.items()))
-    draw(by_target, asked.out / "strength_sweep.png")
+    drawn(by_target).savefig(asked.out / "strength_sweep.png", dpi=150)
 
 
 if __name__ == "__main__":
