@@ -147,7 +147,7 @@ def _panel(axes: Axes, rows: list[Point], marks: Mapping[str, str]) -> dict[str,
     ----------
     marks : of the null rows.
     """
-    lines = {}
+    lines: dict[str, Line2D] = {}
     for family, marker, colour in FAMILIES:
         of_family = [row for row in rows if row.family == family]
         if of_family:
@@ -165,8 +165,8 @@ def _panel(axes: Axes, rows: list[Point], marks: Mapping[str, str]) -> dict[str,
 
 def _say_strength(axes: Axes, row: Point, *, above: bool, colour: str) -> None:
     if row.strength is not None:
-        text = {"fontsize": 6, "color": colour, "textcoords": "offset points"}
-        place = {"xytext": (3, 4), "ha": "left"} if above else {"xytext": (-4, -9), "ha": "right"}
+        text: dict[str, Any] = {"fontsize": 6, "color": colour, "textcoords": "offset points"}
+        place: dict[str, Any] = {"xytext": (3, 4), "ha": "left"} if above else {"xytext": (-4, -9), "ha": "right"}
         axes.annotate(f"{row.strength:g}", (row.kept, 100 * row.reached), **text, **place)
 
 

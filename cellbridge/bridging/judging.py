@@ -116,11 +116,12 @@ def held_out_pairs(coupled: CoupledRows, judge: Rows) -> tuple[EpochRows, int]:
 
 def without_gain(said: Mapping[str, float]) -> str | None:
     """Return a warning where the network does not beat saying nothing by a standard error, or None."""
-    if "gain" not in said or said["gain"] > max(said["gain_error"], _NO_GAIN):
+    gain, error = said.get("gain"), said.get("gain_error", math.inf)
+    if gain is None or gain > max(error, _NO_GAIN):
         return None
     return (
-        f"the network adds nothing to its linear start: on held-out pairs it gains {said['gain']:.3f} ± {said['gain_error']:.3f} over saying "
-        "nothing. Train longer (training.steps) or on more cells, or take the bridge for the linear guess that it is."
+        f"the network adds nothing to its linear start: on held-out pairs it gains {gain:.3f} ± {error:.3f} over saying nothing. Train longer "
+        "(training.steps) or on more cells, or take the bridge for the linear guess that it is."
     )
 
 
@@ -161,15 +162,14 @@ class HeldOut:
         batch = pairs(0)
         judge = torch.from_numpy(self._judge).to(batch.target_rows.device)
         new = [torch.isin(rows, judge) for rows in (batch.source_rows, batch.target_rows)]
-        forward, losses, silence = [], [], []
+        found_at: list[tuple[Tensor, Tensor, Tensor]] = []
         for number in range(min(-(-PAIRS_JUDGED // len(batch.source)), _MOST_DRAWS)):
             chance = generator(batch.source.device, "held out", self._seed, number)
             draw = training_draw(batch.source, reg=self._bridge.reg, generator=chance)
             # Asked for is the end that did not train; where neither did, either.
             draw = replace(draw, forward=torch.where(new[0] & new[1], draw.forward, new[1]))
-            loss, nothing = self._losses(batch, draw)
-            forward.append(draw.forward.cpu()), losses.append(loss), silence.append(nothing)
-        asked, said, unsaid = (torch.stack(parts) for parts in (forward, losses, silence))
+            found_at.append((draw.forward.cpu(), *self._losses(batch, draw)))
+        asked, said, unsaid = (torch.stack(parts) for parts in zip(*found_at, strict=True))
         gain = 1 - said.mean() / unsaid.mean()
         rest = (said - (1 - gain) * unsaid).mean(0)
         error = rest.std() / len(rest) ** 0.5 / unsaid.mean()

@@ -61,7 +61,7 @@ def refine(
     -------
     The averaged weights to publish, and what was found and decided in each round.
     """
-    best, rounds = dict(ema), []
+    best, rounds = dict(ema), list[dict[str, Any]]()
     if not config.bridge.imf_rounds:
         return best, rounds
     before = _arrivals(bridge, cells, best, config)

@@ -51,6 +51,7 @@ def test_a_trained_network_gains_on_its_linear_start_and_an_untrained_one_does_n
     assert {said[name] for name in ("gain", "gain_forward", "gain_backward", "gain_error")} == {0.0}
     assert said["held_out_loss"] > 0
     assert "adds nothing to its linear start" in without_gain(said)
+    assert "0.200 ± inf" in without_gain({"gain": 0.2}), "of one pair, which has no error"
     _, trained = fitting.fit_bridge(bridge, cells, card, config=config, run=RunDir(tmp_path), inputs={})
     assert min(trained["gain_forward"], trained["gain_backward"]) > 0.1
     assert trained["gain"] > 5 * trained["gain_error"] > 0
