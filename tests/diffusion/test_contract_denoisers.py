@@ -98,8 +98,8 @@ def test_an_estimate_does_not_depend_on_its_batch(denoiser, noisy):
 
 def test_solved_images_do_not_depend_on_their_batch(denoiser, noisy):
     x_T, _, labels = noisy
-    together = sample(denoiser, x_T, labels, steps=4)
-    alone = torch.cat([sample(denoiser, x_T[i : i + 2], labels[i : i + 2], steps=4) for i in (0, 2, 4)])
+    together = sample(denoiser, x_T, labels, steps=2)
+    alone = torch.cat([sample(denoiser, x_T[part], labels[part], steps=2) for part in (slice(0, 1), slice(1, 6))])
     assert torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
 
 

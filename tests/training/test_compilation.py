@@ -24,7 +24,8 @@ CPU = torch.device("cpu")
 KINDS = ("unet", "adapted", "classifier")
 COMPILED = (
     pytest.param("unet", "default", marks=pytest.mark.slow),
-    pytest.param("unet", "regional"),
+    pytest.param("unet", "regional", marks=pytest.mark.slow),
+    pytest.param("one level", "regional"),
     pytest.param("adapted", "default", marks=pytest.mark.slow),
     pytest.param("adapted", "regional", marks=pytest.mark.slow),
     pytest.param("classifier", "default"),
@@ -36,11 +37,16 @@ SIZE_PX = 8
 def network(kind: str, *, dropout: float = 0.0, size_px: int = SIZE_PX, layers_per_block: int = 1) -> nn.Module:
     if kind == "classifier":
         return build_classifier(channels=2, conditions=3, widths=(8, 8), seed=0).train()
-    config = NetworkConfig(widths=(8, 8), attention_levels=(1,), dropout=dropout, layers_per_block=layers_per_block)
+    sizes = (
+        {"widths": (8,), "attention_levels": (0,)}
+        if kind == "one level"
+        else {"widths": (8, 8), "attention_levels": (1,)}
+    )
+    config = NetworkConfig(dropout=dropout, layers_per_block=layers_per_block, **sizes)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = build_unet(config, channels=2, size_px=size_px, conditions=3)
-        return (module if kind == "unet" else attach(module, rank=2)).train()
+        return (attach(module, rank=2) if kind == "adapted" else module).train()
 
 
 def batch(step: int, micro: int = 0, *, size: int = 4, size_px: int = SIZE_PX) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +102,9 @@ def _forget_compiled_code():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("kind", ["unet", pytest.param("adapted", marks=pytest.mark.slow), "classifier"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("unet", "adapted")), "one level", "classifier"]
+)
 def test_the_forward_pass_is_one_graph(kind):
     module = network(kind, dropout=0.1)
     whole = torch.compile(module, backend="eager", fullgraph=True)

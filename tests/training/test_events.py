@@ -5,17 +5,18 @@ import math
 import resource
 import sys
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from small_training import SETTINGS, batches, events, until
+from small_training import SETTINGS, batches, events, loss, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cellbridge.config import TrainingConfig
 from cellbridge.errors import NumericalError
 from cellbridge.runs import RunDir
+from cellbridge.training import monitors
 from cellbridge.training.board import Board
 from cellbridge.training.events import Logged, Started, read, show, truncate, with_logarithms
 from cellbridge.training.loop import LossOutput
@@ -195,15 +196,23 @@ def test_a_warning_of_the_start_stands_in_the_events(tmp_path):
     assert "ema.safetensors" in started[-1]["warnings"][0]
 
 
-def test_every_figure_of_speed_and_memory_is_logged_and_right(tmp_path):
-    def slow(step, micro):
-        time.sleep(0.02)
+def test_every_figure_of_speed_and_memory_is_logged_and_right(tmp_path, monkeypatch):
+    seconds = [0.0]
+    monkeypatch.setattr(monitors, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+
+    def fetched(step, micro):
+        seconds[0] += 0.03
         return batches(step, micro)
 
-    shown(tmp_path, events(tmp_path, batches=slow, steps=10, accumulation=1, checkpoint_every=10))
+    def computed(module, batch):
+        seconds[0] += 0.01
+        return loss(module, batch)
+
+    given = {"batches": fetched, "loss": computed, "steps": 10, "accumulation": 1, "checkpoint_every": 10}
+    shown(tmp_path, events(tmp_path, **given))
     first, last = (entry for entry in read(RunDir(tmp_path).events) if entry["event"] == "logged")
-    assert 0.5 < last["data_wait"] < 1
-    assert last["data_wait"] * 8 / last["images_per_second"] == pytest.approx(0.02, rel=0.3)
+    assert last["data_wait"] == pytest.approx(0.75)
+    assert last["images_per_second"] == pytest.approx(8 / 0.04)
     assert last["learning_rate"] == learning_rate(10, TrainingConfig(**SETTINGS | {"steps": 10}))
     assert last["learning_rate"] < first["learning_rate"]
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

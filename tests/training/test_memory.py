@@ -16,9 +16,16 @@ from cellbridge.diffusion.fitting import denoising_loss
 from cellbridge.diffusion.schedule import make_schedule
 from cellbridge.errors import ResourceError, is_out_of_memory
 from cellbridge.runs import RunDir
+from cellbridge.training import memory
 from cellbridge.training.loop import LossOutput, fit
 
 diffusion = denoising_loss(make_schedule("cosine", 1000), "v")
+
+
+@pytest.fixture
+def no_tidying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the heap as it is: tidying it changes how this process allocates, and slows whatever it tests afterwards."""
+    monkeypatch.setattr(memory, "_tidy_the_heap", lambda: None)
 
 
 def hungry(
@@ -40,6 +47,7 @@ def hungry(
     return loss
 
 
+@pytest.mark.usefixtures("no_tidying")
 @pytest.mark.parametrize(("most", "accumulation"), [(12, 2), (11, 3), (7, 4), (1, 24)])
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
 def test_the_largest_micro_batch_that_fits_is_found(tmp_path, most, accumulation, error):
@@ -50,6 +58,7 @@ def test_the_largest_micro_batch_that_fits_is_found(tmp_path, most, accumulation
     assert RunDir(tmp_path).saved_checkpoints() == []
 
 
+@pytest.mark.usefixtures("no_tidying")
 def test_following_the_advice_continues_to_the_same_weights(tmp_path):
     weights = SmallDenoiser()
     list(denoising(tmp_path / "roomy", module=weights))
@@ -65,6 +74,7 @@ def test_following_the_advice_continues_to_the_same_weights(tmp_path):
     torch.testing.assert_close(module.state_dict(), weights.state_dict(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("no_tidying")
 def test_an_error_that_does_not_say_memory_is_one_of_memory_only_where_less_passes(tmp_path):
     text = "could not create a primitive"
     with pytest.raises(ResourceError, match=rf"4 fit: .*accumulation=2.*{text}"):
@@ -73,6 +83,7 @@ def test_an_error_that_does_not_say_memory_is_one_of_memory_only_where_less_pass
         list(denoising(tmp_path / "none", loss=hungry(0, error=RuntimeError, text=text)))
 
 
+@pytest.mark.usefixtures("no_tidying")
 @pytest.mark.parametrize("recomputing", [False, True])
 def test_where_nothing_fits_it_says_so(tmp_path, recomputing):
     class Recomputing(SmallDenoiser):
