@@ -45,7 +45,7 @@ def digest(ema: Mapping[str, Tensor]) -> str:
     for name in sorted(ema):
         value = ema[name].detach().cpu().contiguous()
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.flatten().view(torch.uint8).numpy())
+        found.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
