@@ -107,7 +107,8 @@ def test_training_goes_on_where_it_stopped_and_the_next_may_start_from_it(store,
 
 def test_the_loudness_of_the_condition_is_logged(store, tmp_path):
     base = pretrained(store, tmp_path / "base", "network.conditioning.scheme=attend_then_project", "conditions=all")
-    logged = [event for event in read(RunDir(base).events) if event["event"] == "step"]
+    logged = [event for event in read(RunDir(base).events) if event["event"] == "logged"]
+    assert logged
     assert all(0.01 < event["embedding/condition_over_time"] < 1 for event in logged)
 
 
