@@ -10,6 +10,7 @@ from known_world import CHANNELS, HEAD, write_study
 
 from cellbridge.assembly.bridges import load_bridge
 from cellbridge.bridge.integrate import row_chances, simulate, times
+from cellbridge.bridging import fitting
 from cellbridge.cli import main
 from cellbridge.conditions import Condition
 from cellbridge.data.store import open_store, write_store
@@ -42,6 +43,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     command = ["fit-bridge", "--store", store, *asked, *settings, "--out", folder / "bridge"]
     assert main([str(part) for part in command]) == 0
     return {"store": store, "base": folder / "base", "bridge": folder / "bridge"}
+
+
+@pytest.fixture(autouse=True)
+def _without_more_pictures(study, monkeypatch):
+    """The study's own bridge has drawn its."""
+    monkeypatch.setattr(fitting, "save_grid", lambda *_: None)
 
 
 def fitted(study: dict[str, Path], out: Path, *settings: str) -> Path:
@@ -99,7 +106,7 @@ def test_events_tell_the_plan_and_what_held_out_cells_said(study):
         assert {"loss/forward", "loss/backward", "plan_relative_entropy", "plan_cost", "plan_retained_mass"} <= set(
             event
         )
-        assert event["plan_relative_entropy"] == 0.0, "each source has its one target"
+        assert 0 <= event["plan_relative_entropy"] < 0.2, "targets are fewer than sources, and a few of these are split"
         assert event["plan_retained_mass"] == 1.0
     said = next(event for event in events if event["event"] == "judged")
     names = {"held_out_loss", "gain", "gain_error", "gain_forward", "gain_backward"}
@@ -148,15 +155,15 @@ def test_a_resumed_bridge_is_the_one_that_was_never_stopped(study, tmp_path, mon
 
 
 def test_rounds_of_markovian_fitting_are_judged_and_resumed(study, tmp_path):
-    settings = ["bridge.imf_rounds=2", "bridge.imf_steps=2", "bridge.imf_pairs=8"]
+    settings = ["seed=3", "bridge.imf_rounds=2", "bridge.imf_steps=2", "bridge.imf_pairs=8"]
     run = fitted(study, tmp_path / "run", *settings)
     rounds = json.loads(RunDir(run).metrics.read_text())["imf_rounds"]
     assert 1 <= len(rounds) <= 2
     for one in rounds:
         assert one["kept"] == (one["nearer"] > one["standard_error"])
+        assert (RunDir(run).path / "rounds" / one["run"] / "origin.json").is_file()
     assert all(one["kept"] for one in rounds[:-1]), "a round that was refused is the last"
-    plain = weights(fitted(study, tmp_path / "plain"))
-    first = weights(run)
+    plain, first = weights(study["bridge"]), weights(run)
     same = all(torch.equal(first[name], plain[name]) for name in first)
     assert same == (not rounds[0]["kept"]), "a refused round leaves the weights as they were"
     assert load_bridge(run).card.coupling == ("ot+imf" if rounds[0]["kept"] else "ot")
@@ -180,6 +187,7 @@ def test_another_bridge_gives_the_weights_to_start_from(study, tmp_path):
         (["plates=[P9]"], StoreError, "P9"),
         (["bridge.sigma_rel=0"], ConfigError, "without volatility there is no bridge"),
         (["bridge.imf_rounds=1", "bridge.held_out=0"], ConfigError, "only if held-out cells say so"),
+        (["bridge.imf_rounds=1", "bridge.held_out=0.03"], ConfigError, "2 cells of DMSO are held out where 4"),
         (["bridge.sigma_rel=[0.4,0.1]"], ConfigError, "swap them"),
         (["transport.tau=0.9"], ConfigError, "set reg_rel"),
         (["base=null"], ConfigError, "Give --base, or set bridge.train: scratch"),

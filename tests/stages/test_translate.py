@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -19,16 +20,20 @@ from cellbridge.adapters import lora
 from cellbridge.assembly.bridges import BridgeCard, build_bridge, publish_bridge
 from cellbridge.bridge.linear_guess import Moments
 from cellbridge.cli import main
+from cellbridge.conditions import Condition
 from cellbridge.config import NetworkConfig, ScheduleConfig
-from cellbridge.data.store import open_store
+from cellbridge.data.store import describe, open_store
 from cellbridge.runs import RunDir
 from cellbridge.runtime import noise_per_image
+from cellbridge.settings import load
+from cellbridge.translating.methods import Asked, open_method
 from cellbridge.translating.settings import Config
 from cellbridge.translating.trajectories import ways_of
 
 NETWORK = NetworkConfig(widths=(8, 8), attention_levels=())
 TARGETS = ("shrinker@1", "dimmer@5")
 FEW = ["--set", "solver.steps=3"]
+FEW_OVER_A_BRIDGE = ["--set", "bridge_solver.steps=3"]
 
 
 def _base(run: Path) -> Path:
@@ -49,10 +54,15 @@ def _base(run: Path) -> Path:
     return run
 
 
+@cache
+def _images(store: Path) -> dict[str, torch.Tensor]:
+    opened = open_store(store)
+    return {name: torch.from_numpy(opened.images(opened.select(conditions=[name]))) for name in ("DMSO", *TARGETS)}
+
+
 def _bridge(run: Path, store: Path, conditions: tuple[str, ...] = TARGETS, **changed: object) -> Path:
     """Publish a bridge whose network says nothing, so that it is the linear guess of the cells' own moments."""
-    opened = open_store(store)
-    images = {name: torch.from_numpy(opened.images(opened.select(conditions=[name]))) for name in ("DMSO", *TARGETS)}
+    images = _images(store)
     pairs = [[images["DMSO"], images[name]] for name in conditions]
     n = len(conditions)
     moments = Moments(
@@ -92,6 +102,7 @@ def given(study: Mapping[str, Path], method: str) -> list[object]:
 def translate(study: Mapping[str, Path], out: Path, *more: object, method: str = "bridge", models: bool = True) -> dict:
     """Run `translate` and return its summary."""
     first = given(study, method) if models else ["--store", study["store"], "--method", method]
+    first += FEW_OVER_A_BRIDGE if method == "bridge" else []
     printed = StringIO()
     with redirect_stdout(printed):
         code = main([str(part) for part in ("translate", *first, *more, "--json", "--out", out)])
@@ -107,16 +118,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 DRAWS = {"bridge": 2, "ddib": 1, "sdedit": 2}
+SHOWN = {"bridge": 2, "ddib": 1, "sdedit": 1}
+"""Trajectories."""
 CELLS = 3
 
 
 @pytest.fixture(scope="module")
 def made(study) -> Mapping[str, tuple[Path, dict]]:
-    """Three cells by every method, twice where chance has a part in it, with two trajectories."""
+    """Three cells by every method, twice where chance has a part in it, with trajectories."""
     found = {}
     for method, draws in DRAWS.items():
         out = study["root"] / f"by {method}.zarr"
-        more = ["--n", CELLS, "--samples-per-cell", draws, "--trajectories", 2, "--set", "frames=4"]
+        more = ["--n", CELLS, "--samples-per-cell", draws, "--trajectories", SHOWN[method], "--set", "frames=3"]
         found[method] = out, translate(study, out, *more, method=method)
     return found
 
@@ -184,10 +197,9 @@ def test_draws_from_fresh_noise_keep_the_noise_of_each(study, tmp_path) -> None:
 
 
 def test_a_bridge_leads_back_and_from_condition_to_condition_and_not_from_one_to_itself(study, tmp_path) -> None:
-    source = ["--source", "shrinker", "--n", 3, "--set", "bridge_solver.steps=4"]
-    summary = translate(study, tmp_path / "out.zarr", *source)
+    summary = translate(study, tmp_path / "out.zarr", "--source", "shrinker", "--n", 3)
     assert summary["targets"] == ["DMSO", "dimmer@5"]
-    assert (summary["steps"], summary["network calls a cell"]) == (4, 8)
+    assert (summary["steps"], summary["network calls a cell"]) == (3, 6)
     summary = translate(study, tmp_path / "own.zarr", "--target", "DMSO", "--target", "dimmer", "--n", 3)
     made, cells = open_store(tmp_path / "own.zarr"), open_store(study["store"])
     own = np.flatnonzero(made.obs["Metadata_TargetCondition"] == "DMSO")
@@ -203,7 +215,7 @@ def test_strength_says_how_much_of_the_cell_may_change(study, tmp_path) -> None:
         distances = []
         for strength in strengths:
             out = tmp_path / f"{method}-{strength}.zarr"
-            model = ["--name", f"at {strength}", "--target", "dimmer", "--n", 6]
+            model = ["--name", f"at {strength}", "--target", "dimmer", "--n", 4]
             translate(
                 study, out, "--strength", strength, *model, "--samples-per-cell", 1 + bool(strength), method=method
             )
@@ -211,10 +223,10 @@ def test_strength_says_how_much_of_the_cell_may_change(study, tmp_path) -> None:
             assert set(made.obs["Metadata_Model"]) == {f"at {strength}"}
             found = made.info.attributes["strength"]
             assert found == pytest.approx(strength if method == "sdedit" else [strength])
-            images = made.images(range(made.info.n_cells)).reshape(-1, 6, *made.images([0]).shape[1:])
-            rows = cells.obs.index.get_indexer(made.obs["Metadata_SourceCell"].iloc[:6])
+            images = made.images(range(made.info.n_cells)).reshape(-1, 4, *made.images([0]).shape[1:])
+            rows = cells.obs.index.get_indexer(made.obs["Metadata_SourceCell"].iloc[:4])
             if strength == 0:
-                assert (made.counts(range(6)) == cells.counts(rows)).all()
+                assert (made.counts(range(4)) == cells.counts(rows)).all()
             distances.append(float(np.square(images[0] - images[-1]).mean()))
         assert distances == sorted(distances)
         assert distances[-1] > 2 * distances[0]
@@ -224,18 +236,19 @@ def test_strength_says_how_much_of_the_cell_may_change(study, tmp_path) -> None:
     ("method", "more", "steps", "calls"),
     [
         ("bridge", [], 9, 9),
-        ("bridge", ["--set", "bridge_solver.flow=ode"], 2, 8),
+        ("bridge", ["bridge_solver.flow=ode"], 2, 8),
         ("ddib", [], 2, 7),
-        ("ddib", ["--set", "solver.order=1"], 4, 8),
-        ("sdedit", ["--set", "solver.method=dpm++"], 9, 9),
-        ("sdedit", ["--set", "solver.guidance_scale=2"], 2, 8),
+        ("ddib", ["solver.order=1"], 4, 8),
+        ("sdedit", ["solver.method=dpm++"], 9, 9),
+        ("sdedit", ["solver.guidance_scale=2"], 2, 8),
     ],
 )
-def test_a_budget_of_calls_decides_the_steps(study, tmp_path, method, more, steps, calls) -> None:
-    models = ["--bridge", study["bridge"]] if method == "bridge" else ["--base", study["base"]]
-    rest = [*models, *more, "--nfe", 9, "--target", "dimmer", "--n", 1]
-    summary = translate(study, tmp_path / "out.zarr", *rest, method=method, models=False)
-    assert (summary["steps"], summary["network calls a cell"]) == (steps, calls)
+def test_a_budget_of_calls_decides_the_steps(study, method, more, steps, calls) -> None:
+    models = [f"bridge=[{study['bridge']}]"] if method == "bridge" else [f"base={study['base']}"]
+    config = load(Config, overrides=[f"store={study['store']}", f"method={method}", *models, *more, "nfe=9"])
+    asked = Asked(Condition.parse("DMSO"), [Condition.parse("dimmer@5")])
+    opened = open_method(config, describe(study["store"]), asked, device=torch.device("cpu"))
+    assert (opened.steps, opened.calls) == (steps, calls)
 
 
 @pytest.mark.parametrize("method", DRAWS)
@@ -244,28 +257,28 @@ def test_trajectories_are_kept_as_a_store_and_shown_as_pictures(study, made, met
     beside = out.with_name(f"by {method}_trajectories.zarr")
     frames, store, cells = open_store(beside), open_store(out), open_store(study["store"])
     assert summary["trajectories"] == str(beside)
-    assert frames.info.n_cells == 2 * 2 * 4
-    assert set(frames.obs["Metadata_Frame"]) == set("0123")
+    assert frames.info.n_cells == len(TARGETS) * SHOWN[method] * 3
+    assert set(frames.obs["Metadata_Frame"]) == set("012")
     assert frames.info.attributes["config"] == store.info.attributes["config"]
     for target, way in ways_of(frames).items():
         assert way.times[0] == 0
         assert way.times[-1] == 1
         part = frames.obs[frames.obs["Metadata_TargetCondition"] == target]
         sources = part["Metadata_SourceCell"].drop_duplicates()
-        first, last = (part[part["Metadata_Frame"] == number].index for number in "03")
+        first, last = (part[part["Metadata_Frame"] == number].index for number in "02")
         of_source = cells.counts(cells.obs.index.get_indexer(sources))
         of_result = store.counts(store.obs.index.get_indexer([f"{cell}>{target}" for cell in sources]))
         assert (frames.counts(frames.obs.index.get_indexer(first)) == of_source).all()
         shown = frames.counts(frames.obs.index.get_indexer(last)).astype(int)
         assert np.abs(shown - of_result).max() <= 1
     gif, strip = (Image.open(beside.with_suffix(kind)) for kind in (".gif", ".png"))
-    assert gif.n_frames == 4
+    assert gif.n_frames == 3
     assert gif.info["loop"] == 0
-    assert strip.size[0] > 4 * 60
+    assert strip.size[0] > 3 * 60
 
 
 def test_trajectories_are_replaced_with_the_translation_and_with_nothing_else(study, tmp_path, capsys) -> None:
-    out, few = tmp_path / "out.zarr", ["--target", "dimmer", "--n", 2, "--trajectories", 1]
+    out, few = tmp_path / "out.zarr", ["--target", "dimmer", "--n", 2, "--trajectories", 1, "--set", "frames=2"]
     translate(study, out, *few)
     assert "exists already" in refused(capsys, *given(study, "bridge"), *few, "--out", out)
     out.with_name("out_trajectories.png").unlink()
