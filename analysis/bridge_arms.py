@@ -43,7 +43,9 @@ class Arm:
 
 def _bridge(*settings: str, steps: int | None = None) -> Arm:
     def fits(study: Study, folder: Path, steps: int) -> dict[Path, list[str]]:
-        told = options("--set", (f"training.steps={steps}", f"training.learning_rate={BRIDGE_LEARNING_RATE}", *settings))
+        told = options(
+            "--set", (f"training.steps={steps}", f"training.learning_rate={BRIDGE_LEARNING_RATE}", *settings)
+        )
         return {folder / "bridge": ["fit-bridge", *options("--condition", study.targets), *told]}
 
     def translate(_: Study, __: Made, folder: Path) -> list[str]:

@@ -52,6 +52,10 @@ class Labelled:
         """Return those of the rows that are control cells, or those that are not."""
         return rows[(self.names[rows] != self.control) == treated]
 
+    def labels_of(self, rows: Rows) -> tuple[list[str], list[str]]:
+        """Return plate and condition of each of the rows."""
+        return self.plates[rows].tolist(), self.names[rows].tolist()
+
 
 def require_enough(cells: Labelled, conditions: tuple[str, ...]) -> None:
     """Raise CouplingError where a side has hardly any cells."""
@@ -108,8 +112,8 @@ class CoupledRows:
         self._targets = targets
         found, (still, *others) = _features(cells, self._sources, targets, elements, transport, seed=seed)
         self._pairs = EpochPairs(
-            Cells(found, cells.plates[self._sources], cells.names[self._sources]),
-            Cells(still, cells.plates[targets], cells.names[targets], others),
+            Cells(found, *cells.labels_of(self._sources)),
+            Cells(still, *cells.labels_of(targets), others),
             solve=None if transport is None else _solver(transport),
             seed=seed,
             block=1024 if transport is None else transport.stratum,

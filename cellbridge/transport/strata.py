@@ -193,7 +193,8 @@ def pair_epoch(
                 turns = nearest.cpu().numpy()[np.arange(len(rows)), chosen]
                 blocks.append(_described(part, cost, coupling))
             pairs.append((rows, columns[chosen], turns))
-    return Pairs(*(np.concatenate(side) for side in zip(*pairs, strict=True)), tuple(blocks))
+    sources, targets, turns = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return Pairs(sources, targets, turns, tuple(blocks))
 
 
 def _least_cost(
