@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge_studies import Made, Study
-from commands import options
+from counted_commands import options
 
 from cellbridge.conditions import Condition
 

@@ -23,7 +23,7 @@ import numpy as np
 from bridge_arms import ARMS, Arm, evaluate_command, fit_commands, translate_command
 from bridge_studies import STUDIES, Made, Study
 from bridge_table import markdown, reduced, results, verdicts
-from commands import Failed, call
+from counted_commands import Failed, call
 
 import cellbridge  # noqa: F401  (before diffusers)
 from cellbridge.runs import write_json

@@ -18,7 +18,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from commands import Failed, call, options
+from counted_commands import Failed, call, options
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
