@@ -135,7 +135,7 @@ def build_bridge(card: BridgeCard, moments: Moments, *, seed: int, base: Base | 
     Parameters
     ----------
     seed : of weights that no base gives.
-    base : whose weights are taken; every row of the embedding begins as its control's.
+    base : whose weights are taken; every row of the embedding begins near its control's, apart from the others.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 Cells have no orientation. Where training turns them, a source and a target cost what they cost at the nearest of the target's eight orientations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from cellbridge.errors import CouplingError
 from cellbridge.runtime import generator
 from cellbridge.transport.cost import Cost, project, random_projection
 from cellbridge.transport.coupling import Coupling, couple
-from cellbridge.transport.strata import Cells, EpochPairs, Pairs
+from cellbridge.transport.strata import Cells, EpochPairs, Features, Pairs
 from cellbridge.transport.whitening import whiten_by_plate
 
 Rows = NDArray[np.int64]
@@ -110,7 +110,7 @@ class CoupledRows:
         self._turned, self._seed = turned, seed
         elements = ELEMENTS if turned and transport is not None else 1
         self._targets = targets
-        found, (still, *others) = _features(cells, self._sources, targets, elements, transport, seed=seed)
+        found, still, others = _features(cells, self._sources, targets, elements, transport, seed=seed)
         self._pairs = EpochPairs(
             Cells(found, *cells.labels_of(self._sources)),
             Cells(still, *cells.labels_of(targets), others),
@@ -157,15 +157,18 @@ def _solver(transport: TransportConfig) -> Callable[[Cost], Coupling]:
 
 def _features(
     cells: Labelled, sources: Rows, targets: Rows, elements: int, transport: TransportConfig | None, *, seed: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Return what the cost is computed on, of the sources and of the targets in each orientation."""
+) -> tuple[Tensor, Tensor, Sequence[Features]]:
+    """Return what the cost is computed on: of the sources, of the targets as they are, and of these in each further orientation."""
     if transport is None or not len(sources) or not len(targets):
-        return torch.zeros(len(sources), 1), [torch.zeros(len(targets), 1)] * elements
+        return torch.zeros(len(sources), 1), torch.zeros(len(targets), 1), []
     embed = _embedding(cells, sources, transport, seed=seed)
     found = _embedded(cells, sources, embed, element=0)
+    if transport.cost == "pixels":
+        others = [_Asked(cells, targets, embed, element) for element in range(1, elements)]
+        return found, _embedded(cells, targets, embed, element=0), others
     turned = [_embedded(cells, targets, embed, element=element) for element in range(elements)]
     if transport.cost != "whitened":
-        return found, turned
+        return found, turned[0], turned[1:]
     plates = np.concatenate([cells.plates[sources], *[cells.plates[targets]] * elements])
     control = torch.arange(len(plates)) < len(sources)
     known = np.isin(plates, np.unique(cells.plates[sources]))
@@ -175,7 +178,21 @@ def _features(
         torch.cat([found, *turned]).cpu(), plates=plates.tolist(), control=control, components=transport.components
     )
     white = white.to(found.device)
-    return white[: len(sources)], list(white[len(sources) :].split(len(targets)))
+    still, *others = white[len(sources) :].split(len(targets))
+    return white[: len(sources)], still, others
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Features of cells in one orientation, made for the rows that are asked for: pixels of all, eight times, need not fit into memory."""
+
+    cells: Labelled
+    rows: Rows
+    embed: Callable[[Tensor], Tensor]
+    element: int
+
+    def __getitem__(self, rows: Rows, /) -> Tensor:
+        return _embedded(self.cells, self.rows[rows], self.embed, element=self.element)
 
 
 def _embedding(cells: Labelled, sources: Rows, transport: TransportConfig, *, seed: int) -> Callable[[Tensor], Tensor]:

@@ -84,10 +84,10 @@ def take_weights(network: nn.Module, base: nn.Module, *, channels: int, row: int
 
 
 def _reshaped(name: str, value: Tensor, own: Mapping[str, Tensor], *, channels: int, row: int) -> Tensor:
+    if name in own and name.endswith(_ROWS):  # as many rows as the base has would still stand for something else
+        return value[row] + own[name]
     if name not in own or own[name].shape == value.shape:
         return value
-    if name.endswith(_ROWS):
-        return value[row] + own[name]
     if any(name.endswith(f"{first}.weight") for first in _FIRST):
         wider = torch.zeros_like(own[name])
         wider[:, :channels] = value[:, :channels]

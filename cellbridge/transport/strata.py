@@ -5,7 +5,7 @@ A plate's staining and illumination are larger than most compounds' effects: cou
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 import torch
@@ -19,6 +19,13 @@ from cellbridge.transport.coupling import Coupling
 from cellbridge.transport.pairing import draw_independent, draw_targets
 
 Indices = NDArray[np.int64]
+
+
+class Features(Protocol):
+    """Rows of numbers, held or made when they are asked for."""
+
+    def __getitem__(self, rows: Indices, /) -> Tensor: ...
+
 
 FEWEST = 2
 """Cells on a side below which a stratum is refused."""
@@ -41,7 +48,7 @@ class Cells:
     features: Tensor
     plates: Sequence[str]
     conditions: Sequence[str]
-    turned: Sequence[Tensor] = ()
+    turned: Sequence[Features] = ()
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ def pair_epoch(
                 cost, nearest = _least_cost(source, rows, target, columns, dtype)
                 coupling = solve(cost)
                 chosen = draw_targets(coupling, generator=generator).cpu().numpy()
-                turns = nearest.cpu().numpy()[np.arange(len(rows)), chosen]
+                turns = nearest[torch.arange(len(rows)), torch.from_numpy(chosen)].cpu().numpy().astype(np.int64)
                 blocks.append(_described(part, cost, coupling))
             pairs.append((rows, columns[chosen], turns))
     sources, targets, turns = (np.concatenate(side) for side in zip(*pairs, strict=True))
@@ -202,10 +209,10 @@ def _least_cost(
 ) -> tuple[Cost, Tensor]:
     """Return the costs of a block, each that of the target's nearest orientation, and which that is."""
     cost = transport_cost(source.features[rows], target.features[columns], dtype=dtype)
-    nearest = torch.zeros(cost.shape, dtype=torch.int64, device=cost.device)
+    nearest = torch.zeros(cost.shape, dtype=torch.uint8, device=cost.device)
     for number, features in enumerate(target.turned, start=1):
         other = transport_cost(source.features[rows], features[columns], dtype=dtype)
-        nearest[other < cost] = number
+        nearest.masked_fill_(other < cost, number)
         cost = torch.minimum(cost, other)
     return cost, nearest
 

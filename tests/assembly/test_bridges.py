@@ -45,12 +45,12 @@ def network(kind: str) -> NetworkConfig:
     return NetworkConfig(**{"backbone": backbone, **sizes, **own, "conditioning": conditioning})
 
 
-def base(config: NetworkConfig) -> Base:
+def base(config: NetworkConfig, *, conditions: tuple[str, ...] = ("", "DMSO", "<adapter>")) -> Base:
     of_base = ModelCard(
         kind="base",
         channels=card().channels,
         size_px=SIZE_PX,
-        conditions=("", "DMSO", "<adapter>"),
+        conditions=conditions,
         network=config,
         schedule=ScheduleConfig(),
         plates=("P1",),
@@ -115,9 +115,12 @@ def test_files_give_back_every_backbone_with_its_averaged_weights(kind, tmp_path
     assert all(differ), "conditions and directions are told apart"
 
 
-def test_a_base_gives_its_weights_and_every_row_begins_at_its_control_but_apart_from_the_others():
+@pytest.mark.parametrize(
+    "conditions", [("", "DMSO", "<adapter>"), ("", "DMSO", "a@1", "b@1", "c@1")], ids=["3 rows", "5, as the bridge has"]
+)
+def test_a_base_gives_its_weights_and_every_row_begins_at_its_control_but_apart_from_the_others(conditions):
     config = network("unet")
-    given = base(config)
+    given = base(config, conditions=conditions)
     bridge = build_bridge(card(config), moments(), seed=0, base=given)
     own, theirs = bridge.network.backbone.state_dict(), given.network.state_dict()
     assert torch.equal(own["conv_in.weight"][:, :3], theirs["conv_in.weight"])
