@@ -1,7 +1,7 @@
 """Training that diverges, and training that does not fit into memory."""
 
 import re
-import statistics
+import signal
 from pathlib import Path
 
 import pytest
@@ -66,18 +66,26 @@ def test_a_good_run_that_is_continued_at_an_absurd_learning_rate_keeps_its_last_
 def test_out_of_memory_names_an_accumulation_that_fits_and_following_it_continues(
     study: Study, run: Run, tmp_path: Path
 ) -> None:
-    """Row 13, by a limit on the address space (RLIMIT_AS) half-way between what the batch takes and what half of it takes."""
+    """Row 13, by a limit on the address space (RLIMIT_AS) half-way between what the batch takes and what half of it takes.
+
+    Where the kernels' own library was what got none, which ends the process, another limit is tried.
+    """
     out = tmp_path / "run"
     wide = ("training.batch_size=512", "training.decay=constant", "training.checkpoint_every=1000")
     one_step = study.pretrain(*wide, "training.steps=1")
     whole = run(*one_step, "--out", out)
     halves = run(*one_step, "--set", "training.accumulation=2", "--out", tmp_path / "halves")
     assert (whole.code, halves.code) == (0, 0)
+    assert whole.grown is not None
+    assert halves.grown is not None
     assert whole.grown > halves.grown
-    limits = Limits(more_memory=round(statistics.mean((whole.grown, halves.grown))))
     before = sums(out, 1)
     arguments = study.pretrain(*wide, "training.steps=2")
-    outcome = run(*arguments, "--out", out, limits=limits)
+    for share in (0.5, 0.6, 0.4):
+        limits = Limits(more_memory=round(halves.grown + share * (whole.grown - halves.grown)))
+        outcome = run(*arguments, "--out", out, limits=limits)
+        if outcome.code != -signal.SIGSEGV:
+            break
     line = one_line(outcome, "out of memory", code=4)
     assert checkpoints(out) == [1]
     assert run("checkpoint", "verify", out).code == 0
