@@ -103,13 +103,14 @@ ARMS = {
     "S1": _bridge("bridge.coupling=ot"),
     "S2": _refined("bridge.coupling=ot"),
     "linear start": _bridge("bridge.coupling=independent", steps=1),
+    "OT linear start": _bridge("bridge.coupling=ot", steps=1),
     "DDIB with LoRA": Arm(_lora, _over_noise("ddib")),
     "SDEdit": Arm(_lora, _over_noise("sdedit", "--strength", "0.5"), trained_as="DDIB with LoRA"),
     "control-flow": _flow("control-flow", unchanged=False),
     "noise-flow": _flow("noise-flow", unchanged=True),
 }
-"""S0: bridge matching, S1: OT-coupled bridge, S2: S1 refined; one network for all conditions in each, and in the flows. The linear start is what
-bridges begin with, after one step: what their networks add is beyond it."""
+"""S0: bridge matching, S1: OT-coupled bridge, S2: S1 refined; one network for all conditions in each, and in the flows. The linear
+starts are what S0 and S1 begin with, after one step: what their networks add is beyond them."""
 
 
 def fit_commands(study: Study, made: Made, arm: Arm, folder: Path, *, steps: int, seed: int) -> dict[Path, list[str]]:

@@ -87,7 +87,7 @@ STUDIES = {
         TARGETS,
         None,
         128,
-        ("S0", "S1", "DDIB with LoRA", "SDEdit", "control-flow", "noise-flow", "S2", "linear start"),
+        ("S0", "S1", "DDIB with LoRA", "SDEdit", "control-flow", "noise-flow", "S2", "linear start", "OT linear start"),
         _synthetic,
     ),
     "bbbc021": Study(
@@ -95,7 +95,7 @@ STUDIES = {
         DOSES,
         (PLATE_OF_DOSES,),
         128,
-        ("S0", "S1", "DDIB with LoRA", "SDEdit", "control-flow", "noise-flow", "linear start"),
+        ("S0", "S1", "DDIB with LoRA", "SDEdit", "control-flow", "noise-flow", "linear start", "OT linear start"),
         _bbbc021,
     ),
 }
