@@ -3,14 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cellbridge.conditions import Condition
 from cellbridge.data import store
 from cellbridge.data.manifest import Manifest
-from cellbridge.data.readers.faults import apart, each
+from cellbridge.data.readers.faults import apart, each, listed
 from cellbridge.data.readers.platemap import BARCODE_TABLE, PlateMap
 from cellbridge.data.readers.rows import ImageRow, of_rows
+from cellbridge.data.selection import EVERYTHING, Selection
 from cellbridge.errors import ManifestError, StoreError, did_you_mean
 
 COMPOUND_COLUMNS = ("Metadata_Compound", "Metadata_compound", "Metadata_pert_iname", "Metadata_broad_sample")
@@ -18,10 +20,6 @@ CONCENTRATION_COLUMNS = ("Metadata_Concentration", "Metadata_concentration", "Me
 JUMP_COLUMN = "Metadata_JCP2022"
 _TO_MICROMOLAR = {"n": 1e-3, "u": 1.0, "µ": 1.0, "μ": 1.0, "m": 1e3}
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([nuµμm])[Mm])?")
-
-
-_UNSAID = Manifest.model_fields["control"].default
-"""The control query of a manifest that gives none; it leaves open what a row without pert_type is."""
 
 
 def join_platemaps(rows: Sequence[ImageRow], platemaps: Mapping[str, PlateMap]) -> list[ImageRow]:
@@ -71,7 +69,9 @@ def _joined(row: ImageRow, platemaps: Mapping[str, PlateMap]) -> ImageRow:
     return replace(row, metadata={**row.metadata, **entry.columns}, joined=(*row.joined, entry))
 
 
-def annotate(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRow], str]:
+def annotate(
+    rows: Sequence[ImageRow], manifest: Manifest, *, others: Sequence[ImageRow] = ()
+) -> tuple[list[ImageRow], str]:
     """Return rows with Metadata_Compound, _Concentration and _pert_type filled, and the control's name.
 
     Rows that the manifest's control query selects are the control, and no others: their pert_type is `negcon` and their compound
@@ -79,15 +79,20 @@ def annotate(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRo
     so the control as well (`blank_control`). Concentrations are in micromolar; a number that is one already stays as the table
     wrote it, as does whatever the control has.
 
+    Parameters
+    ----------
+    others : the data set's rows that were not asked for: the control has one name in all that is made of a data set, whichever
+        wells that is.
+
     Raises
     ------
     ManifestError : a column is missing, a treated row has no compound, a concentration is no number, or the control has
         several names.
     """
     rows, columns = _renamed(rows, manifest)
-    _require_query(rows, manifest)
+    _require_query([*rows, *others], manifest)
     filled = each("condition", lambda row: _with_compound(row, columns, manifest), rows, otherwise_as_it_is=False)
-    control = _control_name(filled, manifest)
+    control = _control_name([*filled, *_quietly_filled(others, manifest)], manifest)
     scale = _scale(manifest, manifest.columns.get("Metadata_Concentration", columns.concentration or ""))
 
     def finished(row: ImageRow) -> ImageRow:
@@ -96,6 +101,16 @@ def annotate(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRo
         return done
 
     return each("condition", finished, filled, otherwise_as_it_is=False), control
+
+
+def _quietly_filled(rows: Sequence[ImageRow], manifest: Manifest) -> list[ImageRow]:
+    """Return rows that were not asked for with compound and pert_type; what is wrong with one is not told, and leaves it out."""
+    if not rows:
+        return []
+    with listed(), suppress(ManifestError):
+        named, columns = _renamed(rows, manifest)
+        return each("condition", lambda row: _with_compound(row, columns, manifest), named, otherwise_as_it_is=False)
+    return []
 
 
 def is_control(row: ImageRow) -> bool:
@@ -113,18 +128,25 @@ def condition_of(row: ImageRow, *, control: str, where: str | None = None) -> Co
         raise ManifestError(f"{where or row.where}: {error}") from None
 
 
-def require_control(rows: Iterable[ImageRow], manifest: Manifest) -> None:
-    """Raise ManifestError for the first plate without a control row."""
+def require_control(rows: Iterable[ImageRow], manifest: Manifest, selection: Selection = EVERYTHING) -> None:
+    """Raise ManifestError for the first plate without a control row.
+
+    Where wells are chosen, others of the plate may be its control: the fault is of its own kind, and the remedy another.
+    """
+    found_and_remedy = (
+        f"no control among the wells asked for: none of them has {manifest.control}. Add control wells of the plate to --wells, "
+        "or set intensity_reference: all."
+        if selection.wells
+        else f"no control: no row has {manifest.control}. Correct `control` in the manifest, leave the plate out, or set "
+        "intensity_reference: all."
+    )
     plates: dict[str, bool] = {}
     for row in rows:
         plates[row.plate] = plates.get(row.plate, False) or is_control(row)
     for plate, found in plates.items():
-        with apart("control"):
+        with apart("control_not_asked_for" if selection.wells else "control"):
             if not found:
-                raise ManifestError(
-                    f'plate "{plate}" has no control: no row has {manifest.control}. Correct `control` in the manifest, '
-                    "leave the plate out, or set intensity_reference: all."
-                )
+                raise ManifestError(f'plate "{plate}" has {found_and_remedy}')
 
 
 def aliases(rows: Iterable[ImageRow]) -> dict[str, str]:
@@ -193,10 +215,10 @@ def _renamed(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRo
 
 
 def _require_query(rows: Sequence[ImageRow], manifest: Manifest) -> None:
-    """Refuse a control query whose column no table has, but for the one that stands for no query."""
+    """Refuse a control query whose column no table has, but for the one that nobody wrote."""
     column = manifest.control.partition("=")[0]
     present = {name for row in rows for name in row.metadata} | {"Metadata_Compound"}
-    if manifest.control != _UNSAID and column not in present:
+    if manifest.says_control and column not in present:
         raise ManifestError(f'control: no table has "{column}" ({manifest.control}).{did_you_mean(column, present)}')
 
 
@@ -205,9 +227,9 @@ def _with_compound(row: ImageRow, columns: _Columns, manifest: Manifest) -> Imag
     name, kind = row.metadata.get(columns.compound, ""), row.metadata.get("Metadata_pert_type", "")
     column, _, value = manifest.control.partition("=")
     selected = (name if column == "Metadata_Compound" else row.metadata.get(column)) == value
-    blank = not name and not kind and manifest.control == _UNSAID
+    blank = not name and not kind and not manifest.says_control
     if not name and not selected and not blank:
-        said = f'its pert_type is "{kind}"' if manifest.control == _UNSAID else f"it has not {manifest.control}"
+        said = f"it has not {manifest.control}" if manifest.says_control else f'its pert_type is "{kind}"'
         raise ManifestError(
             f"{columns.at(row, columns.compound)}: the compound is empty, and the well is no control, as {said}. Fill in the "
             "compound, leave the well out, or correct `control` in the manifest."

@@ -1,6 +1,7 @@
 """Everything that a data set's tables say, checked and in order, before any image is opened."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cellbridge.data.annotation import annotate, join_platemaps
@@ -8,7 +9,7 @@ from cellbridge.data.manifest import Kind, Manifest
 from cellbridge.data.readers.bbbc021 import read_bbbc021
 from cellbridge.data.readers.benchmark_crops import read_benchmark_crops
 from cellbridge.data.readers.crop_table import read_crop_table
-from cellbridge.data.readers.faults import apart
+from cellbridge.data.readers.faults import apart, listed
 from cellbridge.data.readers.load_data import read_load_data
 from cellbridge.data.readers.metadata_tables import join_metadata_tables
 from cellbridge.data.readers.ome_zarr import read_ome_zarr
@@ -32,6 +33,8 @@ READERS: dict[Kind, Callable[[Manifest, Path], list[ImageRow]]] = {
     "benchmark_crops": read_benchmark_crops,
 }
 
+_OF_CHOSEN = " of the plates and wells asked for"
+
 
 def read_catalogue(manifest: Manifest, root: Path, selection: Selection = EVERYTHING) -> tuple[list[ImageRow], str]:
     """Return the rows asked for, by plate, well, site and cell, and the control's name.
@@ -41,30 +44,56 @@ def read_catalogue(manifest: Manifest, root: Path, selection: Selection = EVERYT
     ManifestError : a table or plate map does not hold together, or a field or crop is listed twice.
     ConfigError : a plate or well asked for has no row.
     """
-    rows, control = annotate(listed_rows(manifest, root, selection), manifest)
+    listing = listed_rows(manifest, root, selection)
+    rows, control = annotate(listing.rows, manifest, others=listing.others)
     require_unique(rows, manifest)
     return sorted(rows, key=_place), control
 
 
-def listed_rows(manifest: Manifest, root: Path, selection: Selection = EVERYTHING) -> list[ImageRow]:
-    """Return the rows asked for with what plate maps and metadata tables say of them, in the order of the tables.
+@dataclass(frozen=True)
+class Listing:
+    """Rows with what plate maps and metadata tables say of them, in the order of the tables.
+
+    Parameters
+    ----------
+    rows : those asked for.
+    others : those that were not, where they are needed to name the control; what is wrong with them is not told.
+    """
+
+    rows: list[ImageRow]
+    others: list[ImageRow]
+
+
+def listed_rows(manifest: Manifest, root: Path, selection: Selection = EVERYTHING) -> Listing:
+    """Return the rows asked for, and the others.
 
     Raises
     ------
     ManifestError : a table or plate map does not hold together, or `only` leaves no row.
     ConfigError : a plate or well asked for has no row.
     """
-    rows = selection.chosen(_some(READERS[manifest.kind](manifest, root), manifest))
+    every = _some(READERS[manifest.kind](manifest, root), manifest, "")
+    chosen = selection.chosen(every)
+    rows = _some(_described(chosen, manifest, root), manifest, _OF_CHOSEN if len(chosen) < len(every) else "")
+    others = [row for row in every if not selection.takes(row.plate, row.well)]
+    if not others or manifest.control_name is not None:
+        return Listing(rows, [])
+    with listed():
+        return Listing(rows, _described(others, manifest, root))
+
+
+def _described(rows: list[ImageRow], manifest: Manifest, root: Path) -> list[ImageRow]:
     folders = [manifest.locate(name, root, where="platemaps") for name in manifest.platemaps]
     rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format, root=root))
     rows = join_metadata_tables(rows, manifest, root)
-    return _some([row for row in rows if is_wanted(row.metadata, manifest)], manifest)
+    return [row for row in rows if is_wanted(row.metadata, manifest)]
 
 
-def _some(rows: list[ImageRow], manifest: Manifest) -> list[ImageRow]:
+def _some(rows: list[ImageRow], manifest: Manifest, among: str) -> list[ImageRow]:
     """Return the rows; raise ManifestError where `only` has left none."""
     if not rows and manifest.only:
-        raise ManifestError(f"only: no row has {' or '.join(manifest.only)}. Correct it in the manifest.")
+        remedy = "Ask for others, or correct it" if among else "Correct it"
+        raise ManifestError(f"only: no row{among} has {' or '.join(manifest.only)}. {remedy} in the manifest.")
     return rows
 
 

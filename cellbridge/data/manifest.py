@@ -16,7 +16,7 @@ from cellbridge.settings import Section
 
 Paths = tuple[str, ...]
 Kind = Literal["load_data", "samplesheet", "planes", "bbbc021", "pattern", "ome_zarr", "crops", "benchmark_crops"]
-Query = Annotated[str, Field(pattern=r"^Metadata_\w+=.+$")]
+Query = Annotated[str, Field(pattern=r"^Metadata_\w+=.*$")]
 _OF_FOLDERS = ("pattern", "ome_zarr")
 _OF_CROPS = ("crops", "benchmark_crops")
 _SHIPPED = "manifest:"
@@ -75,7 +75,7 @@ class Manifest(Section):
     constants: dict[Annotated[str, Field(pattern=r"^Metadata_\w+$")], str] = Field(default_factory=dict)
     """`Metadata_…` column → what it is for every row, where the tables have no such column."""
     only: tuple[Query, ...] = ()
-    """`Metadata_column=value`: rows for which none of these holds are left out; empty: all are kept."""
+    """`Metadata_column=value`: rows for which none of these holds are left out; none given: all are kept."""
     prefixes: dict[str, str] = Field(default_factory=dict)
     """What URLs or absolute paths in the tables begin with → the folder, relative to the root, that stands for it."""
     channels: Annotated[Paths, Field(min_length=1)]
@@ -99,7 +99,7 @@ class Manifest(Section):
     concentration_unit: Literal["nM", "uM", "mM"] | None = None
     """Unit of concentrations that are written without one; micromolar by default."""
     control: Query = "Metadata_pert_type=negcon"
-    """Which rows are the control: `Metadata_column=value`."""
+    """Which rows are the control: `Metadata_column=value`; with nothing after the `=`, those where the column is empty."""
     control_name: str | None = None
     """Name of the control condition, where the tables leave it empty or give several; otherwise the tables' own."""
     bits: Literal[8, 10, 12, 14, 16] = 16
@@ -119,6 +119,11 @@ class Manifest(Section):
     def holds_fields(self) -> bool:
         """Whether the images are fields of view, to be segmented and cut; otherwise they are ready-made crops."""
         return self.kind not in _OF_CROPS
+
+    @property
+    def says_control(self) -> bool:
+        """Whether `control` is written out; otherwise it leaves open what a row with neither compound nor pert_type is."""
+        return "control" in self.model_fields_set
 
     @property
     def full_scale(self) -> int:
@@ -228,8 +233,9 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def dump_manifest(manifest: Manifest) -> str:
-    """Return the manifest as YAML, without the keys that have their default."""
+    """Return the manifest as YAML, without the keys that have their default; `control` says more where it is written out."""
     values = manifest.model_dump(mode="json", exclude_defaults=True)
+    values |= {"control": manifest.control} if manifest.says_control else {}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

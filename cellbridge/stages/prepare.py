@@ -197,7 +197,7 @@ def _check(config: Config) -> _Task:
         require_known(rows, open_store(source.path))
         return _Task(config, manifest, root, rows, control, source, {})
     if config.intensity_reference == "control":
-        require_control(rows, manifest)
+        require_control(rows, manifest, selection)
     task = _Task(config, manifest, root, rows, control, None, _splits(rows, config.split, control=control))
     _ = task.crop_px  # an error of its setting is told before images are read
     return task

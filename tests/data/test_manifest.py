@@ -49,6 +49,13 @@ def test_a_dumped_manifest_reads_back_equal(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "again.yaml")[0] == manifest
 
 
+def test_a_control_that_is_written_out_stays_so(tmp_path: Path) -> None:
+    for changes in ({}, {"control": "Metadata_pert_type=negcon"}):
+        manifest, _ = read_manifest(write(tmp_path, **changes))
+        (tmp_path / "again.yaml").write_text(dump_manifest(manifest))
+        assert read_manifest(tmp_path / "again.yaml")[0].says_control is manifest.says_control is bool(changes)
+
+
 def test_channels_are_left_out_by_name_and_keep_their_order(tmp_path: Path) -> None:
     manifest, root = read_manifest(write(tmp_path, leave_out=["Brightfield"]))
     assert manifest.stains == ("DNA", "ER")

@@ -14,6 +14,7 @@ from cellbridge.data.readers.crop_table import read_crop_table
 from cellbridge.data.readers.load_data import read_load_data
 from cellbridge.data.readers.platemap import read_platemaps
 from cellbridge.data.readers.tables import read_table
+from cellbridge.data.selection import EVERYTHING, Selection
 from cellbridge.errors import ManifestError
 
 AWKWARD = ("NA", "None", "nan", "null", "N/A", "0001053597806", "1e5", "=1+1")
@@ -146,13 +147,15 @@ def platemaps(folder: Path, wells: str, header: str = "well_position\tbroad_samp
     (folder / "maps/platemap/m.txt").write_text(f"{header}\n{wells}")
 
 
-def catalogue(folder: Path, wells: str, *, table: str | None = None, **changes: object) -> tuple[list, str]:
+def catalogue(
+    folder: Path, wells: str, *, table: str | None = None, selection: Selection = EVERYTHING, **changes: object
+) -> tuple[list, str]:
     platemaps(folder, wells)
     names = [line.split("\t")[0] for line in wells.splitlines()]
     rows = "".join(f"{name}_d,{name}_e,p,{name}\n" for name in names)
     (folder / "load_data.csv").write_text(table or "FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\n" + rows)
     given = {"platemaps": ("maps",), "concentration_unit": "uM"}
-    return read_catalogue(manifest(**{**given, **changes}), folder)
+    return read_catalogue(manifest(**{**given, **changes}), folder, selection)
 
 
 def test_a_vehicle_well_with_an_empty_compound_becomes_the_control(tmp_path: Path) -> None:
@@ -278,6 +281,35 @@ def test_an_empty_compound_is_control_where_nothing_is_said_against_it(tmp_path:
     annotated, _ = annotate(rows, manifest())
     assert [is_control(row) for row in annotated] == [True, True, False]
     assert [row.blank_control for row in annotated] == [False, True, False]
+
+
+def test_a_control_that_is_written_out_is_all_of_the_control_though_it_is_the_default(tmp_path: Path) -> None:
+    rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,\nd,e,p,A02,y,,\n")
+    with pytest.raises(ManifestError, match=r"row 3 .*no control, as it has not Metadata_pert_type=negcon"):
+        annotate(rows, manifest(control="Metadata_pert_type=negcon"))
+
+
+@pytest.mark.parametrize("column", ["Metadata_Compound", "Metadata_broad_sample"])
+def test_a_query_without_a_value_selects_where_the_column_is_empty(column: str, tmp_path: Path) -> None:
+    wells = "A01\t\t\tDMSO\nA02\ttaxol\t1\tDMSO\n"
+    rows, control = catalogue(tmp_path, wells, control=f"{column}=")
+    assert (control, [is_control(row) for row in rows]) == ("DMSO", [True, False])
+    assert not any(row.blank_control for row in rows)
+    rows, _ = catalogue(tmp_path, wells, only=("Metadata_broad_sample=",))
+    assert [row.well for row in rows] == ["A01"]
+
+
+def test_the_control_has_the_data_sets_name_whichever_wells_are_asked_for(tmp_path: Path) -> None:
+    wells = "A01\tmock\t\tDMSO\nA02\ttaxol\t1\tDMSO\nA03\t\t1\tDMSO\n"  # A03 is wrong, and nobody asks for it
+    treated = Selection(wells=frozenset(["A02"]))
+    rows, control = catalogue(tmp_path, wells, selection=treated, control="Metadata_broad_sample=mock")
+    assert ([row.well for row in rows], control) == (["A02"], "mock")
+
+
+def test_rows_that_only_leaves_out_of_a_selection_are_not_the_manifests_fault(tmp_path: Path) -> None:
+    wells, one = "A01\tmock\t\tDMSO\nA02\ttaxol\t1\tDMSO\n", Selection(wells=frozenset(["A02"]))
+    with pytest.raises(ManifestError, match=r"no row of the plates and wells asked for has .* Ask for others, or"):
+        catalogue(tmp_path, wells, selection=one, only=("Metadata_broad_sample=mock",))
 
 
 def test_the_query_finds_a_compound_under_the_plate_maps_own_name(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ def test_a_shipped_manifest_finds_the_conditions_of_its_data_set(name: str, tmp_
     require_control(rows, manifest)
     assert {condition_of(row, control=control).name for row in rows} == conditions
     assert {control} == {condition_of(row, control=control).name for row in rows if is_control(row)}
+    assert not any(row.blank_control for row in rows)  # else `validate --strict` would not pass
     files = [plane.file for row in rows for plane in row.images.values()]
     assert all(file.is_relative_to(tmp_path) for file in files)
     if manifest.kind == "pattern":

@@ -46,6 +46,14 @@ def test_a_selection_is_fetched_validated_and_prepared_by_the_same_words(
     assert set(zip(obs["Metadata_Plate"], obs["Metadata_Well"], strict=True)) == {("P2", "B02"), ("P2", "C04")}
 
 
+def test_treated_wells_alone_are_refused_with_what_to_add(
+    manifest: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--root", str(tables), "--plates", "P2", "--wells", "C04"]
+    assert main(["prepare", "--manifest", str(manifest), *chosen, "--out", str(tmp_path / "s.zarr")]) == 2
+    assert "Add control wells of the plate to --wells" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

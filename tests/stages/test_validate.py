@@ -21,6 +21,7 @@ from cellbridge.settings import validate as settings
 from cellbridge.stages.validate import Config, run
 
 PLATE = "0001053597806"
+NEGCON = "Metadata_pert_type=negcon"
 CHANNELS = ("DNA", "ER", "AGP")
 FORMS: tuple[dict[str, Any], ...] = ({}, {"compression": "zlib"}, {"compression": "lzw"})
 WELLS = {"A01": "", "A02": "", "B01": "NA", "B02": '=HYPERLINK("http://x","y")', "C01": "taxol"}
@@ -266,6 +267,27 @@ def test_wells_that_an_empty_compound_alone_makes_control_are_remarked(
     text = f"1 of 5 wells are control by an empty compound alone (plate {PLATE} well A01)"
     assert summary["all"][0]["found"] == text
     assert found(folder, capsys, "--strict")[0] == 2
+
+
+def test_an_empty_compound_that_the_manifest_calls_control_is_no_remark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_plate(tmp_path)
+    changed(folder / "maps/platemap/m.txt", ("\tnegcon", "\t"))
+    changed(folder / "manifest.yaml", ("channels:", "control: Metadata_Compound=\nchannels:"))
+    assert found(folder, capsys, "--strict")[0] == 0
+
+
+def test_treated_wells_by_themselves_are_a_remark_and_not_the_manifests_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, summary = found(write_plate(tmp_path), capsys, "--wells", "B01")
+    assert (code, list(summary["kinds"])) == (0, ["control_not_asked_for"])
+    assert (
+        summary["all"][0]["found"]
+        == f'plate "{PLATE}" has no control among the wells asked for: none of them has {NEGCON}'
+    )
+    assert summary["all"][0]["remedy"].startswith("Add control wells of the plate to --wells")
 
 
 def test_a_control_query_of_a_column_that_no_table_has_is_a_problem(

@@ -64,19 +64,19 @@ def check_plate(plate: Plate, findings: Findings, *, share: Shared) -> None:
 
 def check_tables(plate: Plate, findings: Findings) -> list[ImageRow]:
     """Note what is wrong with the tables, and return the rows whose images can be looked at."""
-    manifest, rows = plate.manifest, []
+    manifest, rows, others = plate.manifest, [], []
     with listed() as faults:
         with _noted(findings, plate.file, kind="table"):
-            rows = listed_rows(manifest, plate.root, plate.selection)
+            listing = listed_rows(manifest, plate.root, plate.selection)
+            rows, others = listing.rows, listing.others
         if rows:
             described = rows
             with _noted(findings, plate.file, kind="condition"):
-                described, _ = annotate(rows, manifest)
+                described, _ = annotate(rows, manifest, others=others)
             require_unique(rows, manifest)
             if not plate.all_cells:
-                require_control(
-                    described if all("Metadata_pert_type" in r.metadata for r in described) else [], manifest
-                )
+                known = all("Metadata_pert_type" in row.metadata for row in described)
+                require_control(described if known else [], manifest, plate.selection)
             _remark_blank_controls(described, plate, findings)
     findings.add_faults(faults, default=plate.file)
     _check_sites(rows, manifest, findings)
@@ -103,7 +103,10 @@ def _remark_blank_controls(rows: Sequence[ImageRow], plate: Plate, findings: Fin
     if wells.count:
         of = len({(row.plate, row.well) for row in rows})
         found = f"{wells.count} of {of} wells are control by an empty compound alone ({wells.names})"
-        remedy = "Nothing needs to be done where an empty compound is the vehicle; else fill it in, or give `control` in the manifest."
+        remedy = (
+            "Where an empty compound is the vehicle nothing needs to be done, and `control: Metadata_Compound=` in the manifest says so; "
+            "else fill it in, or give another `control`."
+        )
         findings.add("blank_control", found, remedy, file=plate.file)
 
 

@@ -44,6 +44,7 @@ REMARKS = {
     "semicolon": "a table with ; between its columns",
     "micro_sign": "µ in a table's concentrations",
     "blank_control": "wells that are control by an empty compound alone",
+    "control_not_asked_for": "a plate without control among the wells asked for",
     "empty_well": "a well of the plate map without images",
     "stored_shifted": "counts that leave their low bits unused",
     "saturated_cell": "cells with many pixels at the camera's largest count",
