@@ -161,6 +161,7 @@ def _judged(
     try:
         for event in events:
             if isinstance(event, SampleDue | Finished):
+                said.clear()  # what is no number any more is not told at its earlier value
                 with averaged(bridge, event.ema, config, cells.cells.data.device):
                     said.update(judge.look())
                 yield Judged(event.step, dict(said))

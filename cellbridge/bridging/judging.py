@@ -4,22 +4,25 @@ cells, and how much of a cell is open.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cellbridge.bridge.drift import Endpoint
 from cellbridge.bridge.gaussian import Direction
 from cellbridge.bridge.image_matching import Bridged, Draw, ImagePairs, losses_beside_silence, training_draw
 from cellbridge.bridge.images import ImageBridge, ImageEndpoint
 from cellbridge.bridge.integrate import row_chances, simulate, times
-from cellbridge.bridging.coupling import CoupledRows, Labelled, Rows
+from cellbridge.bridge.preconditioning import Chance
+from cellbridge.bridging.approach import Arrival, distance_and_terms
+from cellbridge.bridging.coupling import FEWEST, CoupledRows, Labelled, Rows
 from cellbridge.config import BridgeFitConfig
 from cellbridge.data.pairs import EpochRows, PairSource
 from cellbridge.errors import ConfigError
-from cellbridge.metrics.plans import energy_and_terms, energy_distance
+from cellbridge.metrics.plans import energy_distance
 from cellbridge.runtime import derive_seed, generator
 from cellbridge.training.slicing import sliced
 
@@ -38,53 +41,6 @@ _MOST_DRAWS = 8
 """Of a cell or pair, where there are few."""
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """Where the translations of one condition and direction arrive.
-
-    Parameters
-    ----------
-    distance, untouched : energy distance of the translated and of the untouched cells from real ones.
-    open_part : half the mean squared difference of two translations of a cell, over that of two cells.
-    terms : what each held-out cell adds to the distance, (cell,), up to what depends on the real cells alone.
-    """
-
-    direction: Direction
-    distance: float
-    untouched: float
-    open_part: float
-    terms: Tensor = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Approach:
-    """How much nearer translations come, mean over conditions and directions, and its standard error over cells."""
-
-    gain: float
-    error: float
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether it is more than a standard error; what is not a number never is."""
-        return self.gain > self.error
-
-
-def approach(before: Sequence[Arrival], after: Sequence[Arrival]) -> Approach:
-    """Compare two bridges by the same held-out cells and the same chance.
-
-    The cells of the control are the same for every condition, so that what they say is added before its variance is taken.
-    """
-    if not before:
-        return Approach(math.nan, math.nan)
-    parts: dict[tuple[Direction, int], Tensor] = {}
-    for number, (was, now) in enumerate(zip(before, after, strict=True)):
-        key = (was.direction, 0 if was.direction == "forward" else number)
-        parts[key] = parts.get(key, torch.zeros(())) + was.terms - now.terms
-    gain = sum(was.distance - now.distance for was, now in zip(before, after, strict=True)) / len(before)
-    variance = sum(len(terms) * float(terms.var()) for terms in parts.values())
-    return Approach(gain, math.sqrt(variance) / len(before))
 
 
 def require_judges(cells: Labelled, judge: Rows, conditions: tuple[str, ...]) -> None:
@@ -114,15 +70,53 @@ def held_out_pairs(coupled: CoupledRows, judge: Rows) -> tuple[EpochRows, int]:
     return lambda epoch: rows, int(chosen.sum())
 
 
-def without_gain(said: Mapping[str, float]) -> str | None:
-    """Return a warning where the network does not beat saying nothing by a standard error, or None."""
-    gain, error = said.get("gain"), said.get("gain_error", math.inf)
-    if gain is None or gain > max(error, _NO_GAIN):
-        return None
+def unjudged(cells: Labelled, asked: Rows, conditions: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a note where held-out cells ask for the control, or for one of the conditions, not at all.
+
+    Parameters
+    ----------
+    asked : held-out cells that have a partner.
+    """
+    known = set(cells.names[asked])
+    missing = [name for name in (cells.control, *conditions) if name not in known]
+    if not missing:
+        return ()
     return (
-        f"the network adds nothing to its linear start: on held-out pairs it gains {gain:.3f} ± {error:.3f} over saying nothing. Train longer "
-        "(training.steps) or on more cells, or take the bridge for the linear guess that it is."
+        f"no held-out pair asks for {' or '.join(missing)}, so that nothing says whether the network learnt what leads there. Of a plate's "
+        f"cells of a condition some are held out where there are {FEWEST} or more: add wells, or raise bridge.held_out.",
     )
+
+
+def without_gain(said: Mapping[str, float]) -> str | None:
+    """Return a warning where in some direction the network does not beat saying nothing by a standard error, or None."""
+    judged = {
+        way: (said[f"gain_{way}"], said.get(f"gain_{way}_error", math.inf))
+        for way in DIRECTIONS
+        if f"gain_{way}" in said
+    }
+    nothing = {way: found for way, found in judged.items() if not found[0] > max(found[1], _NO_GAIN)}
+    if not nothing:
+        return None
+    figures = " and ".join(f"{gain:z.3f} ± {error:.3f} {way}" for way, (gain, error) in nothing.items())
+    return (
+        f"the network adds nothing to its linear start: on held-out pairs it gains {figures} over saying nothing. Train longer "
+        "(training.steps) or on more cells, or take the bridge for the linear guess that it is there."
+    )
+
+
+@final
+class _LinearStart(Endpoint):
+    """A bridge whose network says nothing."""
+
+    def __init__(self, whole: ImageEndpoint):
+        self._whole = whole
+
+    def mean(self, x: Tensor, s: Tensor, direction: Direction) -> Tensor:
+        guess, _ = self._whole.bridge.linear(x, self._whole.where(s, direction))
+        return guess
+
+    def draw(self, x: Tensor, s: Tensor, direction: Direction, *, chance: Chance) -> Tensor:
+        return self.mean(x, s, direction)
 
 
 @final
@@ -138,12 +132,13 @@ class HeldOut:
     def __init__(
         self, bridge: ImageBridge, cells: Labelled, judge: Rows, pairs: PairSource | None, *, config: BridgeFitConfig
     ):
-        self._bridge, self._cells, self._judge, self._pairs = bridge, cells, judge, pairs
-        self._steps, self._judged, self._seed = (
-            config.bridge.simulation_steps,
-            config.bridge.judged,
-            config.training.seed,
-        )
+        self._bridge = bridge
+        self._cells = cells
+        self._judge = judge
+        self._pairs = pairs
+        self._steps = config.bridge.simulation_steps
+        self._judged = config.bridge.judged
+        self._seed = config.training.seed
         low, high = bridge.reg
         self._reg = (low * high) ** 0.5
 
@@ -152,9 +147,13 @@ class HeldOut:
         found = {} if self._pairs is None else self._gains(self._pairs)
         forward = self.arrivals(("forward",))
         if forward:
-            columns = zip(*((one.distance, one.untouched, one.open_part) for one in forward), strict=True)
-            names = ("held_out_distance", "held_out_distance_untouched", "conditional_variance_ratio")
-            found |= {name: float(np.mean(values)) for name, values in zip(names, columns, strict=True)}
+            columns = {
+                "held_out_distance": [one.distance for one in forward],
+                "held_out_distance_linear": [one.linear for one in forward],
+                "held_out_distance_untouched": [one.untouched for one in forward],
+                "conditional_variance_ratio": [one.open_part for one in forward],
+            }
+            found |= {name: float(np.mean(values)) for name, values in columns.items()}
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def _gains(self, pairs: PairSource) -> dict[str, float]:
@@ -162,23 +161,20 @@ class HeldOut:
         batch = pairs(0)
         judge = torch.from_numpy(self._judge).to(batch.target_rows.device)
         new = [torch.isin(rows, judge) for rows in (batch.source_rows, batch.target_rows)]
-        found_at: list[tuple[Tensor, Tensor, Tensor]] = []
+        found_at: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for number in range(min(-(-PAIRS_JUDGED // len(batch.source)), _MOST_DRAWS)):
             chance = generator(batch.source.device, "held out", self._seed, number)
             draw = training_draw(batch.source, reg=self._bridge.reg, generator=chance)
             # Asked for is the end that did not train; where neither did, either.
             draw = replace(draw, forward=torch.where(new[0] & new[1], draw.forward, new[1]))
-            found_at.append((draw.forward.cpu(), *self._losses(batch, draw)))
-        asked, said, unsaid = (torch.stack(parts) for parts in zip(*found_at, strict=True))
-        gain = 1 - said.mean() / unsaid.mean()
-        rest = (said - (1 - gain) * unsaid).mean(0)
-        error = rest.std() / len(rest) ** 0.5 / unsaid.mean()
-        found = {"held_out_loss": said.mean(), "gain": gain, "gain_error": error}
-        found |= {
-            f"gain_{way}": 1 - said[mask].mean() / unsaid[mask].mean()
-            for way, mask in zip(DIRECTIONS, (asked, ~asked), strict=True)
-        }
-        return {name: float(value) for name, value in found.items()}
+            cells = torch.where(draw.forward, batch.target_rows, batch.source_rows)
+            found_at.append((draw.forward.cpu(), cells.cpu(), *self._losses(batch, draw)))
+        forward, cells, said, unsaid = (torch.cat(parts) for parts in zip(*found_at, strict=True))
+        gain, error = _gain(said, unsaid, cells)
+        found = {"held_out_loss": float(said.mean()), "gain": gain, "gain_error": error}
+        for way, mask in zip(DIRECTIONS, (forward, ~forward), strict=True):
+            found[f"gain_{way}"], found[f"gain_{way}_error"] = _gain(said[mask], unsaid[mask], cells[mask])
+        return found
 
     def _losses(self, pairs: ImagePairs, draw: Draw) -> tuple[Tensor, Tensor]:
         bridged, found = Bridged(pairs, draw), []
@@ -214,24 +210,28 @@ class HeldOut:
         return _evenly(sources, self._judged), _evenly(real, _REAL)
 
     def _arrival(self, number: int, sources: Rows, real: Rows, direction: Direction, *, draws: int) -> Arrival:
-        start, target = (self._cells.data.batch(torch.from_numpy(rows)) for rows in (sources, real))
+        rows = [torch.from_numpy(each) for each in (sources, real)]
+        start, target = (self._cells.data.batch(each) for each in rows)
         n = len(start)
         draws = 1 if draws == 1 else min(max(draws, -(-self._judged // n)), _MOST_DRAWS)
-        moved = self._moved(number, torch.cat([*[start] * draws, start[: n // 2]]), direction)
+        model = ImageEndpoint(self._bridge, condition=number, reg=self._reg)
+        moved = self._moved(model, torch.cat([*[start] * draws, start[: n // 2]]), direction)
         first, again = moved[:n], moved[draws * n :]
         spread = (first - first.mean(0)).square().mean() * n / (n - 1)
         there = self._features(target, number)
-        judged = [energy_and_terms(self._features(part, number), there) for part in moved[: draws * n].split(n)]
+        judged = [distance_and_terms(self._features(part, number), there) for part in moved[: draws * n].split(n)]
+        linear = self._moved(_LinearStart(model), start, direction)
         return Arrival(
             direction,
             distance=float(np.mean([distance for distance, _ in judged])),
             untouched=energy_distance(self._features(start, number), there),
+            linear=energy_distance(self._features(linear, number), there),
             open_part=float((first[: n // 2] - again).square().mean() / 2 / spread.clamp_min(1e-12)),
+            rows=torch.cat(rows),
             terms=torch.stack([terms for _, terms in judged]).mean(0),
         )
 
-    def _moved(self, number: int, images: Tensor, direction: Direction) -> Tensor:
-        model = ImageEndpoint(self._bridge, condition=number, reg=self._reg)
+    def _moved(self, model: Endpoint, images: Tensor, direction: Direction) -> Tensor:
         seeds = torch.tensor([derive_seed("held out cell", self._seed, i) for i in range(len(images))])
         parts = []
         for start in range(0, len(images), 64):
@@ -258,6 +258,23 @@ class HeldOut:
             return torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1).cpu()
         deviations = linear.covariances[number, 0].diagonal()[: len(modes)].sqrt()
         return ((images.flatten(1) @ modes.T) / deviations.clamp_min(1e-12)).cpu()
+
+
+def _gain(said: Tensor, unsaid: Tensor, cells: Tensor) -> tuple[float, float]:
+    """Return 1 - loss / loss of silence, and its standard error: over the cells that are asked for, each of them in many pairs or few.
+
+    Parameters
+    ----------
+    said, unsaid : losses, (pair,).
+    cells : that are asked for, (pair,).
+    """
+    gain = float(1 - said.mean() / unsaid.mean())
+    distinct, number = cells.unique(return_inverse=True)
+    n = len(distinct)
+    if n < 2:
+        return gain, math.nan
+    added = said.new_zeros(n).index_add(0, number, said - (1 - gain) * unsaid)
+    return gain, float(added.norm() / unsaid.sum()) * (n / (n - 1)) ** 0.5
 
 
 def _evenly(rows: Rows, most: int) -> Rows:

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from cellbridge.assembly.bridges import BridgeCard
 from cellbridge.bridge.images import ImageBridge
+from cellbridge.bridging.approach import Arrival, approach
 from cellbridge.bridging.fitting import averaged, fit_bridge, identity_of
-from cellbridge.bridging.judging import Arrival, HeldOut, approach
+from cellbridge.bridging.judging import HeldOut
 from cellbridge.bridging.replay import PAIRS, mixed_batches, simulated_pairs
 from cellbridge.bridging.training import BridgeCells
 from cellbridge.config import BridgeFitConfig
@@ -75,6 +76,7 @@ def refine(
         if not rounds[-1]["kept"]:  # the next round would begin where this one did, with other chance
             break
         best, before = dict(finished.ema), after
+        said.clear()
         said.update(found)
     return best, rounds
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from cellbridge.bridge.image_moments import Views, joined, leading_modes, mean_images, pair_moments
 from cellbridge.bridge.linear_guess import Moments
 from cellbridge.bridging.coupling import ELEMENTS, CoupledRows, Labelled, Rows, coupled_rows, held_out, require_enough
-from cellbridge.bridging.judging import PAIRS_JUDGED, held_out_pairs
+from cellbridge.bridging.judging import PAIRS_JUDGED, held_out_pairs, unjudged
 from cellbridge.config import BridgeFitConfig
 from cellbridge.data import augment
 from cellbridge.data.dataset import CellData
@@ -32,6 +32,7 @@ class BridgeCells:
     coupled : their epochs.
     judge : rows that do not train.
     judged : pairs of which one cell or both are of these; None where there are none.
+    unjudged : remarks on what held-out pairs say nothing of.
     """
 
     cells: Labelled
@@ -39,6 +40,12 @@ class BridgeCells:
     coupled: CoupledRows
     judge: Rows
     judged: PairSource | None
+    unjudged: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the coupling and on what is held out."""
+        return (*self.coupled.notes, *self.unjudged)
 
 
 def bridge_cells(
@@ -70,10 +77,14 @@ def bridge_cells(
         align=bridge.align,
     )
     if not len(judge):
-        return BridgeCells(cells, source, coupled, judge, None)
+        notes = unjudged(cells, judge, conditions) if bridge.held_out else ()
+        return BridgeCells(cells, source, coupled, judge, None, notes)
     whole = np.arange(len(cells.names))
     everyone = coupled_rows(cells, whole, bridge, config.transport, turned=config.augment, seed=training.seed)
     others, count = held_out_pairs(everyone, judge)
+    notes = unjudged(cells, np.intersect1d(judge, np.concatenate(others(0)[:2])), conditions)
+    if not count:
+        return BridgeCells(cells, source, coupled, judge, None, notes)
     judged = PairSource(
         data,
         others,
@@ -83,7 +94,7 @@ def bridge_cells(
         augment=False,
         align=bridge.align,
     )
-    return BridgeCells(cells, source, coupled, judge, judged)
+    return BridgeCells(cells, source, coupled, judge, judged, notes)
 
 
 def pixel_std(cells: Labelled) -> float:

@@ -78,7 +78,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
         return {}
     kept = sum(one["kept"] for one in taken)
     card = card.model_copy(update={"coupling": card.coupling + "+imf"}) if kept else card
-    write_json(RunDir(out).metrics, {"held_out": said, "notes": list(cells.coupled.notes), "imf_rounds": taken})
+    write_json(RunDir(out).metrics, {"held_out": said, "notes": list(cells.notes), "imf_rounds": taken})
     bridges.publish_bridge(RunDir(out), bridge, ema=ema, card=card)
     return _summary(out, cells, bridge, card, said=said) | ({"imf rounds kept": kept} if taken else {})
 
@@ -222,7 +222,7 @@ def _summary(
         "sigma_rel": sigma,
         "cells": {str(name): int((names == name).sum()) for name in dict.fromkeys(names)},
         "trainable parameters": sum(p.numel() for p in bridge.network.parameters() if p.requires_grad),
-        **{name.replace("_", " "): round(value, 4) for name, value in said.items()},
-        **({"notes": list(cells.coupled.notes)} if cells.coupled.notes else {}),
+        **{name.replace("_", " "): round(value, 4) + 0.0 for name, value in said.items()},
+        **({"notes": list(cells.notes)} if cells.notes else {}),
         "sha256": fingerprint(out),
     }

@@ -61,13 +61,27 @@ def test_a_round_of_another_setting_is_another_round(tmp_path, monkeypatch, chan
     assert begun[0] == begun[2], "how many cells judge changes nothing in what is trained"
 
 
-def test_a_round_is_kept_if_it_comes_nearer_by_more_than_a_standard_error(tmp_path):
-    ema = weights(untrained(world()[0]), seed=1)
-    found, (one,) = refined(tmp_path, ema, configured(imf_rounds=1))
-    assert one["kept"] == (one["nearer"] > one["standard_error"])
+def test_a_round_that_comes_nearer_by_more_than_a_standard_error_is_kept(tmp_path):
+    """It begins far off, and half of its pairs are the coupling's."""
+    ema = weights(untrained(world()[0]), seed=1, off=0.2)
+    config = configured(imf_rounds=1, imf_steps=10, training={"learning_rate": 0.03})
+    found, (one,) = refined(tmp_path, ema, config)
+    assert one["kept"]
+    assert one["nearer"] > 5 * one["standard_error"] > 0
     assert one["nearer"] == pytest.approx(one["distance_before"] - one["distance_after"])
-    assert one["standard_error"] > 0
-    assert all(torch.equal(found[name], ema[name]) for name in ema) == (not one["kept"])
+    assert not any(torch.equal(found[name], ema[name]) for name in ema)
+
+
+def test_a_round_that_comes_no_nearer_is_the_last_and_leaves_weights_and_figures_as_they_were(tmp_path):
+    """Its steps are so long that they undo whatever was known."""
+    ema = weights(untrained(world()[0]), seed=1)
+    config = configured(imf_rounds=3, training={"learning_rate": 100.0})
+    said = {"gain": 0.1}
+    found, (one,) = refined(tmp_path, ema, config, said)
+    assert not one["kept"]
+    assert one["nearer"] < -one["standard_error"] < 0
+    assert all(torch.equal(found[name], ema[name]) for name in ema)
+    assert said == {"gain": 0.1}
 
 
 @pytest.mark.slow

@@ -124,17 +124,20 @@ def untrained(cells: BridgeCells) -> ImageBridge:
     return ImageBridge(network, moments, make_schedule("cosine", 100), clock="endpoint", reg=REG)
 
 
-def weights(bridge: ImageBridge, *, seed: int) -> dict[str, Tensor]:
-    """Return averaged weights to begin a round with, a little away from the bridge's."""
+def weights(bridge: ImageBridge, *, seed: int, off: float = 0.05) -> dict[str, Tensor]:
+    """Return averaged weights to begin a round with, so far away from the bridge's."""
     chance = torch.Generator().manual_seed(seed)
     named = bridge.network.named_parameters()
-    return {name: p.detach() + 0.05 * torch.randn(p.shape, generator=chance) for name, p in named}
+    return {name: p.detach() + off * torch.randn(p.shape, generator=chance) for name, p in named}
 
 
-def refined(out: Path, ema: dict[str, Tensor], config: BridgeFitConfig) -> tuple[dict[str, Tensor], list[dict]]:
+def refined(
+    out: Path, ema: dict[str, Tensor], config: BridgeFitConfig, said: dict[str, float] | None = None
+) -> tuple[dict[str, Tensor], list[dict]]:
     """Take the rounds that a configuration asks for."""
     cells, card = world()
-    return rounds.refine(untrained(cells), cells, card, ema, {}, config=config, run=RunDir(out), inputs={})
+    said = {} if said is None else said
+    return rounds.refine(untrained(cells), cells, card, ema, said, config=config, run=RunDir(out), inputs={})
 
 
 if __name__ == "__main__":
