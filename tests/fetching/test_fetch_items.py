@@ -176,6 +176,21 @@ def test_a_table_of_files_gives_places_urls_and_checksums(tmp_path: Path) -> Non
         fetch(manifest)
 
 
+def test_each_plate_may_have_a_table_of_its_own(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for plate in ("P1", "P2"):
+        (source / f"{plate}.tif").write_bytes(plate.encode())
+        (source / f"{plate}.csv").write_text(f"path,plate\n{plate}.tif,{plate}\n")
+    names = [f"{plate}.csv" for plate in ("P1", "P2")]
+    section = {"files": [{"path": name} for name in names], "tables": [{"table": n, "plate": "plate"} for n in names]}
+    manifest = write_manifest(tmp_path / "set", {"url": "../source", **section})
+    fetch(manifest, plates=["P2"])
+    assert set(visible(manifest.parent / "data")) == {*names, "P2.tif"}
+    with pytest.raises(ConfigError, match=r'--plates "P3": the tables have no such plate. Did you mean "P[12]"'):
+        fetch(manifest, plates=["P3"])
+
+
 @pytest.mark.parametrize(
     ("row", "said"), [("a,xyz,1", 'md5 "xyz" is no md5'), ("a,,many", '"many" is no number'), ("../a,,1", "outside")]
 )

@@ -96,19 +96,21 @@ def files_of_tables(section: Fetch, place: Place, selection: Selection) -> list[
     ConfigError : a plate or well asked for is in none of them.
     """
     items: list[Item] = []
+    plates = {plate for file in section.files for plate in file.plates}
     listed: set[tuple[str, str]] = set()
     for given in section.tables:
         table = read_table(resolve_path(given.table, place.root, where="fetch.tables"), root=place.root)
         table.require(*(name for key, name in given.model_dump(exclude={"table"}, exclude_none=True).items()))
-        if given.plate:
-            _require_known(selection.plates, (row[given.plate] for row in table.rows))
         for index, row in enumerate(table.rows):
             plate, text = (row[name] if name else "" for name in (given.plate, given.well))
             well = parse_well(text, where=f"{table.where(index)} {given.well}") if text else ""
+            plates |= {plate} if given.plate else set()
             listed.add((plate, well))
             if (not given.plate or selection.takes(plate)) and (not well or selection.takes(plate, well)):
                 items.append(_item_of(row, given, section, place, where=table.where(index)))
     if not section.images:  # what the images say is told of where they are listed
+        if any(given.plate for given in section.tables):
+            _require_known(selection.plates, plates)
         Selection(wells=selection.wells).require_known(listed)
     return items
 
