@@ -23,9 +23,11 @@ from cellbridge.config import BridgeFitConfig
 from cellbridge.data import augment
 from cellbridge.data.dataset import CellData
 from cellbridge.data.pairs import PairSource
+from cellbridge.errors import StoppedBySignal
 from cellbridge.progress import bar
 from cellbridge.runs import publish_directory
 from cellbridge.runtime import derive_seed, generator
+from cellbridge.training.signals import StopRequest, stop_requests
 
 PAIRS = "pairs.safetensors"
 _PAIRS_AT_ONCE = 64
@@ -44,12 +46,17 @@ def simulated_pairs(
     folder: Path,
     number: int,
 ) -> Pairs:
-    """Return the pairs of round `number`, from a folder where they were simulated before."""
+    """Return the pairs of round `number`, from a folder where they were simulated before.
+
+    Raises
+    ------
+    StoppedBySignal : SIGINT, SIGTERM or SIGHUP came; these pairs are begun anew.
+    """
     if not (folder / PAIRS).is_file():
         found: Pairs = {}
-        with averaged(bridge, ema, config, cells.cells.data.device):
+        with averaged(bridge, ema, config, cells.cells.data.device), stop_requests() as request:
             for direction in DIRECTIONS:
-                part = _simulate(bridge, cells, card, direction, config=config, number=number)
+                part = _simulate(bridge, cells, card, direction, config=config, number=number, request=request)
                 found |= {f"{direction}/{name}": tensor for name, tensor in part.items()}
         with publish_directory(folder, manifest={"kind": "simulated pairs"}) as directory:
             save_file(found, directory / PAIRS)
@@ -64,6 +71,7 @@ def _simulate(
     *,
     config: BridgeFitConfig,
     number: int,
+    request: StopRequest,
 ) -> dict[str, Tensor]:
     """Run the bridge from real cells that train, control cells forward and treated ones backward."""
     data, seed = cells.cells.data, config.training.seed
@@ -91,7 +99,17 @@ def _simulate(
                 )
                 ends[part] = moved.float().clamp(-1, 1).cpu().half()
                 shown.advance(len(part))
+                require_going_on(request)
     return {"rows": rows, "labels": targets, "turns": turns, "ends": ends, "reg": regs}
+
+
+def require_going_on(request: StopRequest) -> None:
+    """Raise StoppedBySignal where the end was asked for between two trainings."""
+    if request.signal_number is not None:
+        raise StoppedBySignal(
+            "stopped in a round of Markovian fitting; what was trained is saved, and the same command goes on from there.",
+            signal_number=request.signal_number,
+        )
 
 
 def _starts(

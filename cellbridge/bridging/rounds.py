@@ -27,7 +27,7 @@ from cellbridge.bridge.images import ImageBridge
 from cellbridge.bridging.approach import Arrival, approach
 from cellbridge.bridging.fitting import averaged, fit_bridge, identity_of
 from cellbridge.bridging.judging import HeldOut
-from cellbridge.bridging.replay import PAIRS, mixed_batches, simulated_pairs
+from cellbridge.bridging.replay import PAIRS, mixed_batches, require_going_on, simulated_pairs
 from cellbridge.bridging.training import BridgeCells
 from cellbridge.config import BridgeFitConfig
 from cellbridge.runs import RunDir, write_json
@@ -35,6 +35,7 @@ from cellbridge.runtime import derive_seed
 from cellbridge.training import ema as averaging
 from cellbridge.training.checkpoint import binding_settings
 from cellbridge.training.events import Finished
+from cellbridge.training.signals import stop_requests
 
 _DRAWS = 2
 """Translations of each held-out cell, at least, by which a round is judged."""
@@ -61,6 +62,10 @@ def refine(
     Returns
     -------
     The averaged weights to publish, and what was found and decided in each round.
+
+    Raises
+    ------
+    StoppedBySignal : SIGINT, SIGTERM or SIGHUP came.
     """
     best, rounds = dict(ema), list[dict[str, Any]]()
     if not config.bridge.imf_rounds:
@@ -141,8 +146,10 @@ def _arrivals(
     bridge: ImageBridge, cells: BridgeCells, ema: Mapping[str, Tensor], config: BridgeFitConfig
 ) -> list[Arrival]:
     judge = HeldOut(bridge, cells.cells, cells.judge, None, config=config)
-    with averaged(bridge, ema, config, cells.cells.data.device):
-        return judge.arrivals(draws=_DRAWS)
+    with averaged(bridge, ema, config, cells.cells.data.device), stop_requests() as request:
+        found = judge.arrivals(draws=_DRAWS)
+    require_going_on(request)
+    return found
 
 
 def _decision(before: list[Arrival], after: list[Arrival]) -> dict[str, Any]:

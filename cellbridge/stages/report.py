@@ -122,6 +122,7 @@ def _training_view(path: Path) -> dict[str, Any]:
 
     events = list(_events(RunDir(path).events))
     logged, judged = ([event for event in events if event.get("event") == kind] for kind in ("logged", "judged"))
+    judged += _published(RunDir(path).metrics)
     axes = training_axes(curves(logged))
     samples = sorted(RunDir(path).samples.glob("*.png"))
     return {
@@ -130,6 +131,13 @@ def _training_view(path: Path) -> dict[str, Any]:
         "curve": None if axes is None else data_uri(png_bytes(axes)),
         "samples": _inline(samples[-1]) if samples else None,
     }
+
+
+def _published(file: Path) -> list[dict[str, Any]]:
+    """Return what held-out cells say of the bridge that was published, which after a round is not the one that `events.jsonl` ends with."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    said = found.get("held_out") if isinstance(found, dict) else None
+    return [said] if isinstance(said, dict) else []
 
 
 def _events(file: Path) -> Iterator[dict[str, Any]]:

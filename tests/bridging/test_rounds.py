@@ -14,6 +14,7 @@ import torch
 from two_ways import configured, refined, untrained, weights, world
 
 from cellbridge.bridging import fitting
+from cellbridge.errors import StoppedBySignal
 from cellbridge.training.ema import digest
 
 SCRIPT = Path(__file__).with_name("two_ways.py")
@@ -82,6 +83,26 @@ def test_a_round_that_comes_no_nearer_is_the_last_and_leaves_weights_and_figures
     assert one["nearer"] < -one["standard_error"] < 0
     assert all(torch.equal(found[name], ema[name]) for name in ema)
     assert said == {"gain": 0.1}
+
+
+@pytest.mark.parametrize("where", ["bridging.replay.simulate", "bridging.judging.simulate"])
+def test_a_round_asked_to_end_while_it_simulates_or_is_judged_says_so_and_goes_on_to_the_same(
+    tmp_path, monkeypatch, where
+):
+    ema, config = weights(untrained(world()[0]), seed=1), configured(imf_rounds=1)
+
+    def asked_to_end(model, images, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return images
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"cellbridge.{where}", asked_to_end)
+        with pytest.raises(StoppedBySignal, match="the same command goes on from there") as stopped:
+            refined(tmp_path / "halves", ema, config)
+    assert stopped.value.exit_code == 143
+    assert not list(tmp_path.glob("halves/rounds/*/pairs"))
+    assert refined(tmp_path / "halves", ema, config)[1] == refined(tmp_path / "whole", ema, config)[1]
+    assert places(tmp_path / "halves") == places(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from known_world import CHANNELS, HEAD, write_study
 
 from cellbridge.assembly.bridges import load_bridge
 from cellbridge.bridge.integrate import row_chances, simulate, times
-from cellbridge.bridging import fitting
+from cellbridge.bridging import fitting, replay, rounds
+from cellbridge.bridging.approach import Approach
 from cellbridge.cli import main
 from cellbridge.conditions import Condition
 from cellbridge.data.store import open_store, write_store
@@ -19,6 +20,7 @@ from cellbridge.metrics.plans import energy_distance
 from cellbridge.runs import RunDir
 from cellbridge.settings import load
 from cellbridge.stages import fit_bridge, pretrain
+from cellbridge.stages.report import _training_view
 from cellbridge.training import loop
 from cellbridge.training.events import read
 from cellbridge.transport import coupling
@@ -109,8 +111,8 @@ def test_events_tell_the_plan_and_what_held_out_cells_said(study):
         assert 0 <= event["plan_relative_entropy"] < 0.2, "targets are fewer than sources, and a few of these are split"
         assert event["plan_retained_mass"] == 1.0
     said = next(event for event in events if event["event"] == "judged")
-    names = {"held_out_loss", "gain", "gain_error", "gain_forward", "gain_backward"}
-    names |= {"held_out_distance", "held_out_distance_untouched", "conditional_variance_ratio"}
+    names = {"held_out_loss", *(f"gain{way}{what}" for way in ("", "_forward", "_backward") for what in ("", "_error"))}
+    names |= {f"held_out_distance{what}" for what in ("", "_linear", "_untouched")} | {"conditional_variance_ratio"}
     assert names <= set(said)
     metrics = json.loads(RunDir(study["bridge"]).metrics.read_text())
     assert metrics["held_out"] == {name: said[name] for name in metrics["held_out"]}
@@ -154,21 +156,31 @@ def test_a_resumed_bridge_is_the_one_that_was_never_stopped(study, tmp_path, mon
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_rounds_of_markovian_fitting_are_judged_and_resumed(study, tmp_path):
-    settings = ["seed=3", "bridge.imf_rounds=2", "bridge.imf_steps=2", "bridge.imf_pairs=8"]
-    run = fitted(study, tmp_path / "run", *settings)
-    rounds = json.loads(RunDir(run).metrics.read_text())["imf_rounds"]
-    assert 1 <= len(rounds) <= 2
-    for one in rounds:
-        assert one["kept"] == (one["nearer"] > one["standard_error"])
-        assert (RunDir(run).path / "rounds" / one["run"] / "origin.json").is_file()
-    assert all(one["kept"] for one in rounds[:-1]), "a round that was refused is the last"
-    plain, first = weights(study["bridge"]), weights(run)
-    same = all(torch.equal(first[name], plain[name]) for name in first)
-    assert same == (not rounds[0]["kept"]), "a refused round leaves the weights as they were"
-    assert load_bridge(run).card.coupling == ("ot+imf" if rounds[0]["kept"] else "ot")
-    again = weights(fitted(study, run, *settings))
-    assert all(torch.equal(first[name], again[name]) for name in first)
+def test_rounds_of_markovian_fitting_are_published_if_kept_and_resumed(study, tmp_path, monkeypatch):
+    """What held-out cells say of them is given here: the first is nearer, the second is not."""
+    settings = ["seed=3", "bridge.imf_rounds=3", "bridge.imf_steps=2", "bridge.imf_pairs=8"]
+    plain, out = weights(study["bridge"]), tmp_path / "run"
+
+    def published(*said: Approach) -> tuple[dict[str, torch.Tensor], list[bool]]:
+        given = iter(said)
+        monkeypatch.setattr(rounds, "approach", lambda before, after: next(given))
+        told = json.loads(RunDir(fitted(study, out, *settings)).metrics.read_text())
+        assert all((out / "rounds" / one["run"] / "origin.json").is_file() for one in told["imf_rounds"])
+        gain = f"{told['held_out']['gain']:.3f} ± {told['held_out']['gain_error']:.3f}"
+        assert gain in _training_view(out)["facts"].values(), "the report tells it of what is published"
+        return weights(out), [one["kept"] for one in told["imf_rounds"]]
+
+    first, kept = published(Approach(0.3, 0.1), Approach(0.1, 0.1))
+    assert kept == [True, False], "a round that was refused is the last"
+    assert not any(torch.equal(first[name], plain[name]) for name in first if "conv" in name)
+    assert load_bridge(out).card.coupling == "ot+imf"
+    monkeypatch.setattr(replay, "simulate", lambda *_, **__: 1 / 0)
+    without, kept = published(Approach(0.0, 0.1))
+    assert kept == [False]
+    assert all(torch.equal(without[name], plain[name]) for name in plain), (
+        "a refused round leaves the weights as they were"
+    )
+    assert load_bridge(out).card.coupling == "ot"
 
 
 def test_another_bridge_gives_the_weights_to_start_from(study, tmp_path):
