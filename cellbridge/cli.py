@@ -525,10 +525,17 @@ def _fail(command: Command, error: BaseException, code: int, *, debug: bool, tex
     return code
 
 
+def _told(key: str, value: Any) -> list[str]:
+    """Return an entry of a summary as lines: a warning each has its own, and a text of several lines stands by itself."""
+    if key == "warnings":
+        return [f"warning: {line}" for line in value]
+    return [value if isinstance(value, str) and "\n" in value else f"{key}: {value}"]
+
+
 def _show(command: Command, summary: dict[str, Any], *, as_json: bool) -> int:
     """Print what a command found, and return its exit code: whoever reads it may have seen enough, but not be short of disk."""
     shown = {key: value for key, value in summary.items() if key not in command.behind}
-    lines = [value if isinstance(value, str) and "\n" in value else f"{key}: {value}" for key, value in shown.items()]
+    lines = [line for key, value in shown.items() for line in _told(key, value)]
     text = json.dumps(summary, ensure_ascii=False, default=str) if as_json else "\n".join(lines)
     try:
         print(text, flush=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cellbridge import cli
 from cellbridge.cli import COMMANDS, main
 from cellbridge.runs import publish_directory
 
@@ -99,6 +100,12 @@ def test_a_summary_that_nobody_reads_fails_nothing_and_one_that_finds_the_disk_f
     assert main(["checkpoint", "verify", str(tmp_path)]) == code
     error = capsys.readouterr().err
     assert error == "" if code == 0 else "The work is done" in error
+
+
+def test_each_warning_of_a_summary_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    prepare = next(command for command in COMMANDS if command.name == "prepare")
+    cli._show(prepare, {"cells": 1, "warnings": ["It's odd.", "So is this."]}, as_json=False)
+    assert capsys.readouterr().out == "cells: 1\nwarning: It's odd.\nwarning: So is this.\n"
 
 
 def test_an_error_that_cannot_be_printed_keeps_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

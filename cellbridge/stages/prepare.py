@@ -7,7 +7,7 @@ Fields are worked on by several processes. What is finished lies in `.OUT.prepar
 command again, after whatever ended it, goes on from there and writes the store that it would have written undisturbed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 _SAMPLE_FIELDS, _SAMPLE_CROPS = 16, 64
 _LOOKS_PER_WORKER, _FIELDS_PER_WORKER, _CROPS_PER_WORKER = 256, 32, 2048
 """How many rows make it worth to start a process, which takes a second or two."""
-_LEAST_NUCLEI, _USUAL_NUCLEI = 1.5, 2.5
-"""The width in nuclei under which a crop shows no whole cell, and a usual one."""
 
 
 class SplitConfig(Section):
@@ -254,10 +252,6 @@ def _survey(task: _Task, folder: Path) -> "Survey":
     for number, row in enumerate(task.rows):
         survey.add(row, looking.seen(number))
     survey.finish()
-    if survey.of_one_value.count:
-        say(
-            f"survey: {survey.of_one_value.count} images have one value only: {survey.of_one_value.names}. Look at them"
-        )
     return survey
 
 
@@ -268,7 +262,7 @@ def _cut(task: _Task, folder: Path, survey: "Survey") -> "Cutting":
     from cellbridge.data.pieces import Pieces
 
     geometry = _geometry(task, survey)
-    for line in _warnings(task, geometry):
+    for line in _warnings(task, geometry, survey):
         say(f"prepare: {line}")
     source = _known_source(task)
     cutting = Cutting(task.rows, task.manifest, geometry, survey.flats, source, Pieces.under(folder, "cells"))
@@ -340,25 +334,11 @@ def _measured_nucleus_px(task: _Task, survey: "Survey") -> float:
     return typical_nucleus_px(nucleus_images(task.rows[::step], task.manifest, flats=survey.flats))
 
 
-def _warnings(task: _Task, geometry: "Geometry") -> list[str]:
+def _warnings(task: _Task, geometry: "Geometry", survey: "Survey") -> list[str]:
     """Return what is allowed and seldom meant."""
-    told = []
-    if task.splits and set(task.splits.values()) == {"test"}:
-        told.append("split.test holds out everything, so that no cell is left to train on. Name fewer, or leave it so.")
-    nucleus_px, pixel_um = geometry.nucleus_px, task.manifest.pixel_um
-    if nucleus_px is not None and geometry.crop_px < _LEAST_NUCLEI * nucleus_px:
-        wide = round(_USUAL_NUCLEI * nucleus_px)
-        or_um = "" if pixel_um is None else f" or crop_um={wide * pixel_um:.3g}"
-        told.append(
-            f"a crop of {geometry.crop_px} px is {geometry.crop_px / nucleus_px:.1f} nuclei wide (nucleus_px {nucleus_px:.3g}), so "
-            f"cells are cut down to their middles. Set crop_px={wide}{or_um} ({_USUAL_NUCLEI} nuclei), resampled to size_px."
-        )
-    return told
+    from cellbridge.data.summary import seldom_meant
 
-
-def _blank_controls(task: _Task) -> int:
-    """Return how many wells are control by an empty compound alone."""
-    return len({(row.plate, row.well) for row in task.rows if row.blank_control})
+    return seldom_meant(task.splits, geometry, survey, pixel_um=task.manifest.pixel_um)
 
 
 def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey: "Survey", out: Path) -> dict[str, Any]:
@@ -372,6 +352,7 @@ def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey:
     pixel_um = None if manifest.pixel_um is None else manifest.pixel_um * geometry.crop_px / geometry.size_px
     shifted = stored_bits([*survey.bits.values(), collector.bits], full_scale=manifest.full_scale)
     attributes = _attributes(task, collector, geometry, survey)
+    attributes |= {} if shifted is None else {"stored_bits": shifted}
     info = write_store(
         out,
         obs=obs,
@@ -383,35 +364,50 @@ def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey:
         pixel_um=pixel_um,
         control=task.control,
         intensity=collector.intensity(plates) if source is None else source.intensity_maps().subset(plates),
-        attributes=attributes | ({} if shifted is None else {"stored_bits": shifted}),
+        attributes=attributes,
         provenance=provenance(task.config.model_dump(mode="json")),
     )
+    splits = {str(name): int(count) for name, count in obs["Metadata_Split"].value_counts().items()}
+    return {"store": str(out), **_summary(task, info, collector, geometry, survey=survey, splits=splits)}
+
+
+def _summary(
+    task: _Task,
+    info: StoreInfo,
+    collector: "Collector",
+    geometry: "Geometry",
+    *,
+    survey: "Survey",
+    splits: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return what is in the store, and what is not."""
+    from cellbridge.data.summary import blank_controls
+
+    manifest, attributes = task.manifest, info.attributes
     return {
-        "store": str(out),
         "cells": info.n_cells,
         task.unit: len(task.rows),
         "channels": list(info.channels),
         "channels_left_out": [name for name in manifest.channels if name not in manifest.stains],
         "plates": list(info.plates),
         "cells_by_condition": dict(info.n_by_condition),
-        "cells_by_split": {str(name): int(count) for name, count in obs["Metadata_Split"].value_counts().items()},
+        "cells_by_split": dict(splits),
         "rejected": dict(sorted(collector.rejected.items())),
         **_empty_fields(task, collector, survey),
         "without_mask": collector.without_mask,
         "nucleus_px": geometry.nucleus_px,
-        **({"warnings": told} if (told := _warnings(task, geometry)) else {}),
-        **({"wells_control_by_empty_compound": blank} if (blank := _blank_controls(task)) else {}),
+        **({"warnings": told} if (told := _warnings(task, geometry, survey)) else {}),
+        **blank_controls(task.rows),
         "illumination_corrected": sorted({*survey.flats, *attributes.get("illumination_given", {})}),
-        **({} if shifted is None else {"stored_bits": shifted["words"]}),
+        **({"stored_bits": attributes["stored_bits"]["words"]} if "stored_bits" in attributes else {}),
     }
 
 
 def _empty_fields(task: _Task, collector: "Collector", survey: "Survey") -> dict[str, Any]:
-    """Return which fields gave no cell, and which images show nothing: how many, and the first few."""
-    if not task.manifest.holds_fields:
-        return {}
-    found = {"fields_without_cells": collector.without_cells.values()}
-    return found if task.source is not None else found | {"images_of_one_value": survey.of_one_value.values()}
+    """Return which fields gave no cell, and which images show nothing."""
+    from cellbridge.data.summary import empty_fields
+
+    return empty_fields(task.manifest, collector, survey if task.source is None else None)
 
 
 def _attributes(task: _Task, collector: "Collector", geometry: "Geometry", survey: "Survey") -> dict[str, Any]:

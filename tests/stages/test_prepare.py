@@ -171,6 +171,9 @@ def test_fields_without_a_cell_and_images_of_one_value_are_named_whatever_stoppe
             ],
         }
     assert [summary["cells"] for summary in found] == [6 * 9, 6 * 9]
+    (line,) = found[0]["warnings"]
+    assert line.startswith("2 images have one value only: plate P2 well C04 site 1 DNA: every pixel is 0; plate P2")
+    assert line.endswith("every pixel is 7. Look at them.")
     trees = [tree(tmp_path / name) for name in ("s.zarr", "t.zarr")]
     assert len({tuple(sorted((k, v) for k, v in one.items() if k != runs.PROVENANCE)) for one in trees}) == 1
     assert "2 images have one value only: plate P2 well C04 site 1 DNA" in capsys.readouterr().err
