@@ -99,10 +99,13 @@ def restore(training: Training, saved: Snapshot, path: Path, *, accept_changes: 
     settings = checkpoints.binding_settings(training.config)
     changes = checkpoints.differences(saved, settings=settings, identity=training.identity)
     if changes and not accept_changes:
-        raise RunError(
-            f"{path}: was made with other inputs ({'; '.join(changes)}). "
+        fits = _shapes(training.weights()) == _shapes(saved.weights)
+        remedy = (
             "Restore them, give another --out, or continue all the same with --accept-changes."
+            if fits
+            else "Restore them, or give another --out: its weights do not fit the network of now."
         )
+        raise RunError(f"{path}: was made with other inputs ({'; '.join(changes)}). {remedy}")
     if saved.step > training.config.steps:
         raise ConfigError(f"{path}: is past training.steps {training.config.steps}. Raise training.steps.")
     for kind, own, tensors in (("weights", training.weights(), saved.weights), ("ema", training.ema, saved.ema)):
@@ -183,9 +186,11 @@ def last_good(training: Training) -> str:
 def _copy(own: dict[str, Tensor], tensors: Mapping[str, Tensor], *, where: str) -> None:
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unknown:
-        raise CheckpointError(f"{where}: does not fit the network (missing: {missing[:3]}, unknown: {unknown[:3]}).")
+        raise CheckpointError(
+            f"{where}: does not fit the network (missing: {missing[:3]}, unknown: {unknown[:3]}). Give another --out."
+        )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)}, the network has {tuple(tensor.shape)}"
-            raise CheckpointError(f'{where}: "{name}" has shape {shapes}.')
+            raise CheckpointError(f'{where}: "{name}" has shape {shapes}. Give another --out.')
         tensor.copy_(tensors[name])

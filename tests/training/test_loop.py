@@ -337,6 +337,8 @@ def test_changed_inputs_are_refused_with_the_difference(tmp_path):
         list(events(tmp_path, learning_rate=0.02))
     with pytest.raises(CheckpointError, match="does not fit the network"):
         list(events(tmp_path, module=nn.Sequential(nn.Linear(6, 1))))
+    with pytest.raises(RunError, match=r"now\)\. Restore them, or give another --out: its weights do not fit"):
+        list(events(tmp_path, module=nn.Sequential(nn.Linear(6, 1)), learning_rate=0.02))
 
 
 def test_changed_inputs_are_accepted_when_asked_for_with_a_warning_each(tmp_path):
