@@ -1,5 +1,6 @@
 """Every manifest that is shipped finds the fields of a data set in its published layout."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,12 +60,12 @@ def bbbc013(root: Path) -> None:
     )
 
 
-def cpjump1(root: Path) -> None:
+def cpjump1(root: Path, wells: Sequence[str] = ("A01", "A02")) -> None:
     channels = ("DNA", "ER", "RNA", "AGP", "Mito", "Brightfield")
     place = "s3://cellpainting-gallery/cpg0000-jump-pilot/source_4/images/2020_11_04_CPJUMP1"
     header = ",".join(f"URL_Orig{c},URL_Illum{c}" for c in channels) + ",Metadata_Plate,Metadata_Well,Metadata_Site"
     files = ",".join(f"{place}/images/x/{c}.tiff,{place}/illum/BR00116991/BR00116991_Illum{c}.npy" for c in channels)
-    rows = [f"{files},BR00116991,{well},1" for well in ("A01", "A02")]
+    rows = [f"{files},BR00116991,{well},1" for well in wells]
     table(
         root / "source_4/workspace/load_data_csv/2020_11_04_CPJUMP1/BR00116991/load_data_with_illum.csv", header, *rows
     )
@@ -188,6 +189,22 @@ def test_bbbc021s_own_table_has_its_plates_treatments_and_mechanisms(real_data: 
     assert (len(rows), len({row.plate for row in rows})) == (13_200, 55)
     assert len(named) == 104  # 103 treatments and DMSO
     assert Counter(is_control(row) for row in rows)[True] == 1_320
+
+
+def test_cpjump1s_own_map_has_its_64_control_wells_by_what_the_manifest_says(real_data: Path, tmp_path: Path) -> None:
+    published = real_data / "tables/jump_target"
+    cpjump1(tmp_path, [f"{row}{column:02}" for row in "ABCDEFGHIJKLMNOP" for column in range(1, 25)])
+    for name, place in (
+        (
+            "JUMP-Target-1_compound_platemap.tsv",
+            "source_4/workspace/metadata/platemaps/2020_11_04_CPJUMP1/platemap/m.txt",
+        ),
+        ("JUMP-Target-1_compound_metadata.tsv", "metadata/JUMP-Target-1_compound_metadata.tsv"),
+    ):
+        shutil.copyfile(published / name, tmp_path / place)
+    rows = shipped("cpjump1", tmp_path)
+    assert Counter(is_control(row) for row in rows) == {True: 64, False: 320}
+    assert not any(row.blank_control for row in rows)
 
 
 def test_bbbc013s_wells_are_those_of_its_published_layout(real_data: Path) -> None:
