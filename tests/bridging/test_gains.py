@@ -16,7 +16,8 @@ from cellbridge.bridging.training import BridgeCells, bridge_cells
 from cellbridge.data.dataset import CellData
 from cellbridge.data.intensity import fit_intensity
 from cellbridge.errors import ConfigError
-from cellbridge.runs import RunDir
+from cellbridge.runs import MANIFEST, RunDir
+from cellbridge.stages.fit_bridge import _summary
 from cellbridge.training.events import read
 
 
@@ -147,6 +148,13 @@ def of_groups(monkeypatch, groups: list[tuple[str, str, int]]) -> BridgeCells:
     return bridge_cells(
         store, np.arange(len(names)), ("drug@1",), config=configured(coupling="independent"), device=device
     )
+
+
+def test_a_figure_that_rounds_to_nothing_is_shown_without_a_sign(tmp_path):
+    cells, card = world()
+    (tmp_path / MANIFEST).write_text("{}")
+    shown = _summary(tmp_path, cells, untrained(cells), card, said={"gain_backward": -4e-5})
+    assert str(shown["gain backward"]) == "0.0"
 
 
 def test_where_no_held_out_pair_asks_for_a_side_a_note_says_so(monkeypatch):

@@ -50,6 +50,8 @@ class Perceptron(nn.Module):
 class Partners:
     """Pair i is source i and target i, in every epoch."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, rows: np.ndarray):
         self.count, self._rows = len(rows), rows
 
