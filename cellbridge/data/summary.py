@@ -1,4 +1,4 @@
-"""What is told of a data set that is prepared: what is allowed and seldom meant, and what stood in its images."""
+"""What is told of a data set that is prepared: what is allowed and seldom meant, what is in the store, and what is not."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from cellbridge.data.collector import Collector
 from cellbridge.data.extraction import Geometry
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.readers.rows import ImageRow
+from cellbridge.data.store import StoreInfo
 from cellbridge.data.survey import Survey
 
 _LEAST_NUCLEI, _USUAL_NUCLEI = 1.5, 2.5
@@ -43,10 +44,44 @@ def _images(count: int) -> str:
     return "1 image has" if count == 1 else f"{count} images have"
 
 
-def blank_controls(rows: Sequence[ImageRow]) -> dict[str, int]:
-    """Return how many wells are control by an empty compound alone, where any is."""
-    wells = {(row.plate, row.well) for row in rows if row.blank_control}
-    return {"wells_control_by_empty_compound": len(wells)} if wells else {}
+def summary(
+    info: StoreInfo,
+    rows: Sequence[ImageRow],
+    manifest: Manifest,
+    collector: Collector,
+    geometry: Geometry,
+    *,
+    survey: Survey | None,
+    warnings: Sequence[str],
+    by_split: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return what is in a store, and what is not.
+
+    Parameters
+    ----------
+    survey : None where the images were not looked at, as the cells are another store's.
+    warnings : from `seldom_meant`.
+    by_split : train or test → number of cells.
+    """
+    blank = {(row.plate, row.well) for row in rows if row.blank_control}
+    lights = {*(survey.flats if survey is not None else ()), *info.attributes.get("illumination_given", {})}
+    return {
+        "cells": info.n_cells,
+        "fields" if manifest.holds_fields else "crops": len(rows),
+        "channels": list(info.channels),
+        "channels_left_out": [name for name in manifest.channels if name not in manifest.stains],
+        "plates": list(info.plates),
+        "cells_by_condition": dict(info.n_by_condition),
+        "cells_by_split": dict(by_split),
+        "rejected": dict(sorted(collector.rejected.items())),
+        **empty_fields(manifest, collector, survey),
+        "without_mask": collector.without_mask,
+        "nucleus_px": geometry.nucleus_px,
+        **({"warnings": list(warnings)} if warnings else {}),
+        **({"wells_control_by_empty_compound": len(blank)} if blank else {}),
+        "illumination_corrected": sorted(lights),
+        **({"stored_bits": info.attributes["stored_bits"]["words"]} if "stored_bits" in info.attributes else {}),
+    }
 
 
 def empty_fields(manifest: Manifest, collector: Collector, survey: Survey | None) -> dict[str, Any]:

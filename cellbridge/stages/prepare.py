@@ -7,7 +7,7 @@ Fields are worked on by several processes. What is finished lies in `.OUT.prepar
 command again, after whatever ended it, goes on from there and writes the store that it would have written undisturbed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -344,6 +344,7 @@ def _warnings(task: _Task, geometry: "Geometry", survey: "Survey") -> list[str]:
 def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey: "Survey", out: Path) -> dict[str, Any]:
     """Fit the intensity maps, write the store, and say what is in it."""
     from cellbridge.data.origin import provenance
+    from cellbridge.data.summary import summary
     from cellbridge.data.survey import stored_bits
 
     obs = collector.obs()
@@ -367,58 +368,29 @@ def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey:
         attributes=attributes,
         provenance=provenance(task.config.model_dump(mode="json")),
     )
-    splits = {str(name): int(count) for name, count in obs["Metadata_Split"].value_counts().items()}
-    return {"store": str(out), **_summary(task, info, collector, geometry, survey=survey, splits=splits)}
-
-
-def _summary(
-    task: _Task,
-    info: StoreInfo,
-    collector: "Collector",
-    geometry: "Geometry",
-    *,
-    survey: "Survey",
-    splits: Mapping[str, int],
-) -> dict[str, Any]:
-    """Return what is in the store, and what is not."""
-    from cellbridge.data.summary import blank_controls
-
-    manifest, attributes = task.manifest, info.attributes
-    return {
-        "cells": info.n_cells,
-        task.unit: len(task.rows),
-        "channels": list(info.channels),
-        "channels_left_out": [name for name in manifest.channels if name not in manifest.stains],
-        "plates": list(info.plates),
-        "cells_by_condition": dict(info.n_by_condition),
-        "cells_by_split": dict(splits),
-        "rejected": dict(sorted(collector.rejected.items())),
-        **_empty_fields(task, collector, survey),
-        "without_mask": collector.without_mask,
-        "nucleus_px": geometry.nucleus_px,
-        **({"warnings": told} if (told := _warnings(task, geometry, survey)) else {}),
-        **blank_controls(task.rows),
-        "illumination_corrected": sorted({*survey.flats, *attributes.get("illumination_given", {})}),
-        **({"stored_bits": attributes["stored_bits"]["words"]} if "stored_bits" in attributes else {}),
-    }
-
-
-def _empty_fields(task: _Task, collector: "Collector", survey: "Survey") -> dict[str, Any]:
-    """Return which fields gave no cell, and which images show nothing."""
-    from cellbridge.data.summary import empty_fields
-
-    return empty_fields(task.manifest, collector, survey if task.source is None else None)
+    told = summary(
+        info,
+        task.rows,
+        manifest,
+        collector,
+        geometry,
+        survey=survey if source is None else None,
+        warnings=_warnings(task, geometry, survey),
+        by_split={str(name): int(count) for name, count in obs["Metadata_Split"].value_counts().items()},
+    )
+    return {"store": str(out), **told}
 
 
 def _attributes(task: _Task, collector: "Collector", geometry: "Geometry", survey: "Survey") -> dict[str, Any]:
     """Return where the cells come from, as it stands in the store."""
     from cellbridge.data.origin import attributes
+    from cellbridge.data.summary import empty_fields
 
     found = attributes(
         task.manifest, task.rows, geometry, flats=survey.flats, config=task.config.model_dump(mode="json")
     )
     found["rejected"] = dict(sorted(collector.rejected.items()))
-    found |= _empty_fields(task, collector, survey)
+    found |= empty_fields(task.manifest, collector, survey if task.source is None else None)
     if task.source is None:
         return found
     again = ("illumination", "illumination_given", "split")
