@@ -119,7 +119,10 @@ def test_events_tell_the_plan_and_what_held_out_cells_said(study):
     assert 0 <= said["conditional_variance_ratio"] < 1
 
 
-@pytest.mark.parametrize("coupling", ["ot", "independent", "gaussian"])
+@pytest.mark.parametrize(
+    "coupling",
+    ["ot", pytest.param("independent", marks=pytest.mark.slow), pytest.param("gaussian", marks=pytest.mark.slow)],
+)
 def test_a_bridge_leads_nearer_to_each_condition_and_back_from_the_first_step(study, tmp_path, coupling):
     """Its linear guess is a bridge already: a compound that shrinks nuclei and one that dims stains."""
     still = fitted(study, tmp_path / "run", "training.learning_rate=1e-12", f"bridge.coupling={coupling}")
@@ -135,7 +138,7 @@ def test_a_bridge_leads_nearer_to_each_condition_and_back_from_the_first_step(st
     assert float(means[1]) < float(means[0]) - 0.01, "conditions are told apart"
 
 
-@pytest.mark.parametrize("train", ["full", "lora"])
+@pytest.mark.parametrize("train", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_resumed_bridge_is_the_one_that_was_never_stopped(study, tmp_path, monkeypatch, train):
     settings = [f"bridge.train={train}", "training.accumulation=2", "adapter.rank=2"]
     whole = fitted(study, tmp_path / "whole", *settings)
