@@ -25,14 +25,15 @@ from cellbridge.settings import Section
 
 if TYPE_CHECKING:
     from cellbridge.data.collector import Collector
+    from cellbridge.data.crew import Crew
     from cellbridge.data.cutting import Cutting
     from cellbridge.data.extraction import Geometry
     from cellbridge.data.readers.rows import ImageRow
     from cellbridge.data.survey import Survey
 
 _SAMPLE_FIELDS, _SAMPLE_CROPS = 16, 64
-_LOOKS_PER_WORKER, _FIELDS_PER_WORKER, _CROPS_PER_WORKER = 256, 32, 2048
-"""How many rows make it worth to start a process, which takes a second or two."""
+_FIELDS_PER_WORKER, _CROPS_PER_WORKER = 24, 2048
+"""How many rows make it worth to start a process, which takes a second or two of a processor."""
 
 
 class SplitConfig(Section):
@@ -141,11 +142,14 @@ class _Task:
     def unit(self) -> str:
         return "fields" if self.manifest.holds_fields else "crops"
 
-    def workers(self, rows_each: int) -> int:
-        """How many processes share the rows, of which each is given so many at least."""
+    @property
+    def workers(self) -> int:
+        """How many processes share the rows."""
         from cellbridge.data.crew import processors
 
-        return self.config.workers or min(processors(), max(1, len(self.rows) // rows_each))
+        segmented = self.manifest.holds_fields and self.source is None
+        each = _FIELDS_PER_WORKER if segmented else _CROPS_PER_WORKER
+        return self.config.workers or min(processors(), max(1, len(self.rows) // each))
 
 
 def run(config: Config, *, out: Path) -> dict[str, Any]:
@@ -166,10 +170,12 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     from cellbridge.data.pieces import kept_beside
 
     with kept_beside(out) as folder:
-        survey = _survey(task, folder)
-        cutting = _cut(task, folder, survey)
         from cellbridge.data.collector import Collector
+        from cellbridge.data.crew import Crew
 
+        with Crew(task.workers) as crew:
+            survey = _survey(task, folder, crew)
+            cutting = _cut(task, folder, survey, crew)
         collector = Collector(cutting, splits=task.splits, reference=config.intensity_reference)
         return _publish(task, collector, cutting, survey=survey, out=out)
 
@@ -231,7 +237,7 @@ def _splits(rows: "Sequence[ImageRow]", split: SplitConfig, *, control: str) -> 
     return by_well(table, where=[row.where for row in rows])
 
 
-def _survey(task: _Task, folder: Path) -> "Survey":
+def _survey(task: _Task, folder: Path, crew: "Crew") -> "Survey":
     """Look at every field, and find each plate's light; ready-made crops and known cells are looked at as they are read."""
     from cellbridge.data.cutting import Looking
     from cellbridge.data.pieces import Pieces
@@ -248,14 +254,14 @@ def _survey(task: _Task, folder: Path) -> "Survey":
         estimated,
         Pieces.under(folder, "looks"),
     )
-    _finish(looking, len(task.rows), task, what="survey", rows_each=_LOOKS_PER_WORKER)
+    _finish(looking, len(task.rows), crew, what="survey", unit="fields")
     for number, row in enumerate(task.rows):
         survey.add(row, looking.seen(number))
     survey.finish()
     return survey
 
 
-def _cut(task: _Task, folder: Path, survey: "Survey") -> "Cutting":
+def _cut(task: _Task, folder: Path, survey: "Survey", crew: "Crew") -> "Cutting":
     """Cut the cells out of every row; afterwards all pieces are there."""
     from cellbridge.data.cutting import Cutting
     from cellbridge.data.images import require_all
@@ -266,23 +272,21 @@ def _cut(task: _Task, folder: Path, survey: "Survey") -> "Cutting":
         say(f"prepare: {line}")
     source = _known_source(task)
     cutting = Cutting(task.rows, task.manifest, geometry, survey.flats, source, Pieces.under(folder, "cells"))
-    each = _CROPS_PER_WORKER if source is not None or not task.manifest.holds_fields else _FIELDS_PER_WORKER
-    problems = _finish(cutting, len(cutting.units), task, what="cells", rows_each=each)
+    unit = task.unit if len(cutting.units) == len(task.rows) else "parts"
+    problems = _finish(cutting, len(cutting.units), crew, what="cells", unit=unit)
     require_all([line for number in sorted(problems) for line in problems[number]], total=len(task.rows))
     return cutting
 
 
-def _finish(job: "Cutting | Any", count: int, task: _Task, *, what: str, rows_each: int) -> dict[int, list[str]]:
+def _finish(job: "Cutting | Any", count: int, crew: "Crew", *, what: str, unit: str) -> dict[int, list[str]]:
     """Do what is not finished yet of a job's pieces, and return the problems by number."""
-    from cellbridge.data.crew import each
-
-    with bar(what, total=count, unit=task.unit if count == len(task.rows) else "parts") as progress:
+    with bar(what, total=count, unit=unit) as progress:
         left = [n for n in range(count) if job.pieces.find(n, fingerprint=job.fingerprint(n)) is None]
         if len(left) < count:
             progress.start_at(count - len(left))
             say(f"{what}: {count - len(left)} of {count} are finished already")
         problems = {}
-        for number, found in each(job, left, workers=task.workers(rows_each)):
+        for number, found in crew.each(job, left):
             if found:
                 problems[number] = found
             progress.advance()

@@ -1,9 +1,12 @@
 """Finished pieces: found again whole, or not at all."""
 
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import wait
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -149,46 +152,81 @@ def square(number: int) -> int:
     return number * number
 
 
-def test_a_crew_gives_what_one_process_gives() -> None:
-    from cellbridge.data.crew import each
+def test_a_crew_gives_what_one_process_gives_for_one_job_after_another() -> None:
+    from cellbridge.data.crew import Crew
 
-    numbers = list(range(20))
-    alone = dict(each(np.square, numbers, workers=1))
-    shared = dict(each(np.square, numbers, workers=2))
-    assert alone == shared == {number: square(number) for number in numbers}
+    with Crew(3) as crew:
+        for job, numbers in ((slowly_squared, range(60)), (np.square, [7]), (np.negative, range(5)), (np.square, [])):
+            assert dict(crew.each(job, list(numbers))) == {number: job(number) for number in numbers}
 
 
-def test_a_crew_in_order_runs_no_further_ahead_than_two_results_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    from concurrent.futures import ThreadPoolExecutor
+def slowly_squared(number: int) -> int:
+    time.sleep(0.05)
+    return number * number
 
+
+class Threads:
+    """A pool of threads in place of one of processes; the helper has started at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        from concurrent.futures import ThreadPoolExecutor
+
+        from cellbridge.data import crew
+
+        monkeypatch.setattr(crew, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+
+
+def test_a_crew_in_order_runs_no_further_ahead_than_two_results_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from cellbridge.data import crew
 
+    Threads(monkeypatch)
     begun: list[int] = []
 
     def job(number: int) -> int:
         begun.append(number)
         deadline = time.monotonic() + 60
-        while number == 0 and len(begun) < 4 and time.monotonic() < deadline:
+        while number == 1 and len(begun) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
-        if number == 0:
+        if number == 1:
             time.sleep(0.1)  # in which a crew without bounds would begin all others
         return len(begun)
 
-    monkeypatch.setattr(crew, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
-    monkeypatch.setattr(crew, "_job", job)
+    def taught(self: crew.Crew, *arguments: Any) -> Any:
+        helpers = teach(self, *arguments)
+        wait([helper.ready for helper in helpers])
+        return helpers
+
+    teach = crew.Crew._taught
+    monkeypatch.setattr(crew.Crew, "_taught", taught)
     found = list(crew.each(job, range(40), workers=2, in_order=True))
     assert [number for number, _ in found] == list(range(40))
-    assert found[0][1] == 4
+    assert 4 <= found[1][1] <= 5  # 0, which had its turn, and four more
+
+
+def test_an_error_of_a_piece_is_the_callers_whoever_worked_at_it() -> None:
+    from cellbridge.data.crew import Crew
+
+    with Crew(2) as crew, pytest.raises(ZeroDivisionError):
+        list(crew.each(never_seven, list(range(60))))
+
+
+def never_seven(number: int) -> float:
+    time.sleep(0.05)
+    return 1 / (number // 50 - 1)
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_told_as_too_little_memory() -> None:
-    import os
-
     from cellbridge.data.crew import each
 
     with pytest.raises(ResourceError, match="workers=1"):
-        list(each(os._exit, [1, 2, 3], workers=2))
+        list(each(ends_a_helper, list(range(600)), workers=2))
+
+
+def ends_a_helper(number: int) -> None:
+    if multiprocessing.parent_process() is not None:
+        os._exit(1)
+    time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -196,12 +234,12 @@ def test_workers_end_with_their_parent_however_it_ended(tmp_path: Path) -> None:
     import psutil
 
     code = (
-        "import time; from cellbridge.data.crew import each; print(list(each(time.sleep, [0, 0, 600, 600], workers=2)))"
+        "import time; from cellbridge.data.crew import each; print(list(each(time.sleep, [5] + 4 * [600], workers=2)))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 300
     workers: list[psutil.Process] = []
-    while len(workers) < 3 and time.monotonic() < deadline:  # two of them, and multiprocessing's resource tracker
+    while len(workers) < 2 and time.monotonic() < deadline:  # one, and multiprocessing's resource tracker
         time.sleep(0.5)
         workers = psutil.Process(parent.pid).children()
     time.sleep(3)
