@@ -64,8 +64,9 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # After an error those at work are waited for: what they write may be removed next. Otherwise all are idle, and end by themselves.
         for helper in self._helpers:
-            helper.pool.shutdown(wait=True, cancel_futures=True)
+            helper.pool.shutdown(wait=error is not None, cancel_futures=True)
         self._helpers.clear()
 
     def each(self, job: Job[Result], numbers: Sequence[int], *, in_order: bool = False) -> Iterator[tuple[int, Result]]:
