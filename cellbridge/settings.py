@@ -129,7 +129,7 @@ def validate(
         # An unknown key comes first: it is often the misspelt name of the one that is missing.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         path = [str(part) for part in first["loc"]]
-        where = ".".join(path) or "(top)"
+        where = ".".join(part for part in path if part != "[key]") or "(top)"
         if first["type"] == "extra_forbidden":
             raise ConfigError(
                 f'{source}: unknown key "{where}".{did_you_mean(path[-1], _keys_at(model, path[:-1]))}'
@@ -141,7 +141,7 @@ def validate(
         message = first["msg"].removeprefix("Value error, ")
         if not path:
             raise ConfigError(f"{source}: {message}.") from None
-        text = _at(written, first["loc"])
+        text = path[-2] if path[-1] == "[key]" else _at(written, first["loc"])
         remedies = {"string_type": f' Quote it: "{text}".', "tuple_type": f" Write a list: [{text}]."}
         remedy = remedies.get(first["type"], "") if isinstance(text, str) else ""
         raise ConfigError(f'{source}: "{where}" = {first["input"]!r}: {message}.{remedy}') from None
@@ -205,7 +205,8 @@ def _read_yaml(file: Path, loader: YamlLoader) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such configuration file. Check the path given to --config.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}).") from None
+        remedy = " Save it as UTF-8 text." if isinstance(error, UnicodeDecodeError) else ""
+        raise ConfigError(f"{file}: cannot be read ({error}).{remedy}") from None
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split()).replace('"<unicode string>", ', "")  # the file is named in front
         raise ConfigError(

@@ -1,6 +1,6 @@
 """Finished pieces of cells put together: the store's table, its intensity maps, and its images in order."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,16 +92,25 @@ class Collector:
         """Return the maps fitted to the cells; raise ManifestError for a plate without reference cells."""
         return self._histograms.fit(plates, reference=self._reference)
 
-    def counts(self) -> Iterator[shards.Encoded]:
-        """Yield the images of all cells, in order."""
-        return (self._cutting.cells(number).counts for number in range(len(self._cutting.units)))
+    def images(self) -> tuple[Iterator[shards.Encoded], Iterator[shards.Encoded] | None]:
+        """Return the images and the masks of all cells, in order, to be taken side by side, images first.
 
-    def masks(self) -> Iterator[shards.Encoded]:
-        """Yield the masks of all cells, in order."""
-        for number in range(len(self._cutting.units)):
-            piece = self._cutting.cells(number)
-            if piece.masks is not None:
-                yield piece.masks
+        Pieces are read once: masks, which are small when they are compressed, wait until it is their turn.
+        """
+        waiting: deque[shards.Encoded] = deque()
+
+        def counts() -> Iterator[shards.Encoded]:
+            for number in range(len(self._cutting.units)):
+                piece = self._cutting.cells(number)
+                if self.has_masks and piece.masks is not None:
+                    waiting.append(piece.masks)
+                yield piece.counts
+
+        def masks() -> Iterator[shards.Encoded]:
+            while waiting:
+                yield waiting.popleft()
+
+        return counts(), masks() if self.has_masks else None
 
     def _column(self, name: str) -> "np.ndarray[Any, np.dtype[Any]]":
         parts = [self._values(name, cells) for cells in self._rows]

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, PositiveFloat, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PrivateAttr, field_validator, model_validator
 
 from cellbridge import settings
 from cellbridge.data.fetch.section import Fetch
@@ -16,9 +16,20 @@ from cellbridge.settings import Section
 
 Paths = tuple[str, ...]
 Kind = Literal["load_data", "samplesheet", "planes", "bbbc021", "pattern", "ome_zarr", "crops", "benchmark_crops"]
-Query = Annotated[str, Field(pattern=r"^Metadata_\w+=.*$")]
+_QUERY = r"^Metadata_\w+=.*$"
+
+
+def _is_a_query(text: str) -> str:
+    if not re.match(_QUERY, text):
+        raise ValueError(f'"{text}" is no query. Write Metadata_column=value, such as Metadata_pert_type=negcon')
+    return text
+
+
+Query = Annotated[str, AfterValidator(_is_a_query), Field(json_schema_extra={"pattern": _QUERY})]
 _OF_FOLDERS = ("pattern", "ome_zarr")
 _OF_CROPS = ("crops", "benchmark_crops")
+_MAP = "Map its beginning to {} with prefixes in the manifest."
+_NO_PREFIX = f", and no prefix stands for it. {_MAP.format('a folder beneath the root')}"
 _SHIPPED = "manifest:"
 """What the name of a table begins with that lies beside the manifest and not beneath the root."""
 
@@ -113,7 +124,12 @@ class Manifest(Section):
     fetch: Fetch | None = None
     """Where the files come from, for `cellbridge fetch`."""
 
-    _folder: Path | None = PrivateAttr(default=None)
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> str:
+        """What messages call the manifest itself."""
+        return "manifest.yaml" if self._file is None else str(self._file)
 
     @property
     def holds_fields(self) -> bool:
@@ -148,8 +164,10 @@ class Manifest(Section):
         ------
         ManifestError : it leads outside the root, or outside the manifest's folder.
         """
-        if name.startswith(_SHIPPED) and self._folder is not None:
-            return resolve_path(name.removeprefix(_SHIPPED), self._folder, where=where)
+        where = f"{self.file}: {where}"
+        if name.startswith(_SHIPPED) and self._file is not None:
+            beside = Path(os.path.abspath(self._file.parent))
+            return resolve_path(name.removeprefix(_SHIPPED), beside, where=where)
         return resolve_path(name, root, where=where)
 
     @field_validator("pattern", "ignore")
@@ -174,11 +192,27 @@ class Manifest(Section):
         return self
 
     @model_validator(mode="after")
+    def _lists_nothing_twice(self) -> "Manifest":
+        for key in ("tables", "folders", "platemaps"):
+            names = [os.path.normpath(name) for name in getattr(self, key)]
+            repeated = next((name for name in names if names.count(name) > 1), None)
+            if repeated is not None:
+                raise ValueError(f'{key}: "{repeated}" is listed twice. Remove one of the two')
+        special = ("path", "channel", "md5") if self.kind == "planes" else ()
+        for name in self.columns:
+            if not name.startswith("Metadata_") and name not in special:
+                raise ValueError(
+                    f'columns: "{name}" is no name that kind {self.kind} knows. Write Metadata_{name}, and after it what the table has'
+                )
+        return self
+
+    @model_validator(mode="after")
     def _channels_exist(self) -> "Manifest":
         for key in ("nucleus_channel", "cell_channel"):
             name = getattr(self, key)
             if name is not None and name not in self.channels:
-                raise ValueError(f'{key} "{name}" is not one of the channels ({", ".join(self.channels)})')
+                known = ", ".join(self.channels)
+                raise ValueError(f'{key} "{name}" is not one of the channels ({known}). Correct it, or add it to them')
         for key, names in (("leave_out", self.leave_out), ("channel_names", tuple(self.channel_names.values()))):
             unknown = [name for name in names if name not in self.channels]
             if unknown:
@@ -188,9 +222,9 @@ class Manifest(Section):
                 )
         repeated = [name for name in self.channels if self.channels.count(name) > 1]
         if repeated:
-            raise ValueError(f'channel "{repeated[0]}" is listed twice')
+            raise ValueError(f'channels: "{repeated[0]}" is listed twice. Remove or rename one of the two')
         if not self.stains:
-            raise ValueError("every channel is left out")
+            raise ValueError("every channel is left out. Take those out of leave_out that the store is to have")
         if self.holds_fields and self.nucleus_channel is None:
             raise ValueError("nucleus_channel is missing; name the stain that shows the nuclei")
         return self
@@ -217,8 +251,10 @@ def read_manifest(path: Path, *, root: Path | None = None) -> tuple[Manifest, Pa
         manifest = settings.load(Manifest, file=file)
     except ConfigError as error:
         # A manifest has no --set of its own.
-        raise ManifestError(f"{str(error).partition(', or as --set')[0].rstrip('.')}.") from None
-    manifest._folder = Path(os.path.abspath(file.parent))
+        told = str(error).partition(", or as --set")[0].rstrip(".")
+        remedy = "" if re.search(r"[.?] [A-Z]", told) else " Correct it; data_manifests/README.md explains every key."
+        raise ManifestError(f"{told}.{remedy}") from None
+    manifest._file = file
     folder = Path(os.path.abspath(root if root is not None else file.parent / manifest.root))
     if not folder.is_dir():
         raise ManifestError(
@@ -261,12 +297,13 @@ def resolve_path(text: str, root: Path, *, where: str, prefixes: dict[str, str] 
         local = str(PurePosixPath((prefixes or {})[prefix] or ".") / local.removeprefix(prefix).lstrip("/"))
     elif "://" in local:
         raise ManifestError(
-            f'{where}: "{text}" is a URL. Map its beginning to a local folder with prefixes in the manifest.'
+            f'{where}: "{text}" is a URL. '
+            + ("Fetch it, and give its path below the root." if prefixes is None else _MAP.format("a local folder"))
         )
     elif local.startswith("/") and not Path(os.path.normpath(local)).is_relative_to(root):
         raise ManifestError(
-            f'{where}: "{text}" is an absolute path outside the root {root}, and no prefix stands for it. '
-            "Map its beginning to a folder beneath the root with prefixes in the manifest."
+            f'{where}: "{text}" is an absolute path outside the root {root}'
+            + (". Give it relative to the root, or another root." if prefixes is None else _NO_PREFIX)
         )
     if "\x00" in local or "\\" in local:
         raise ManifestError(

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -101,50 +101,80 @@ def decode(batch: Encoded) -> np.ndarray:
     return cells
 
 
-def write(array: zarr.Array, directory: Path, number: int, block: Encoded) -> None:
-    """Write shard `number`, whole or the last one, of an array stored in `directory`."""
-    index = np.full(((array.shards or array.chunks)[0], 2), _ABSENT, "<u8")
-    lengths = np.array([len(entry) for entry in block.entries], "<u8")
-    index[: len(block), 0] = np.cumsum(lengths) - lengths
-    index[: len(block), 1] = lengths
-    listed = index.tobytes()
-    path = _shard_file(directory, number, ndim=array.ndim)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
-        stream.writelines(block.entries)
-        stream.write(listed + google_crc32c.value(listed).to_bytes(_CRC_BYTES, "little"))
+def written(
+    array: zarr.Array, directory: Path, batches: Batch | Iterable[Batch], *, name: str
+) -> Iterator[tuple[float, float]]:
+    """Write batches of any sizes as the shards of an array stored in `directory`, and yield each shard's least and largest value.
 
-
-def blocks(
-    batches: Batch | Iterable[Batch], *, name: str, shape: Sequence[int], dtype: np.dtype[Any], block: int
-) -> Iterator[Encoded]:
-    """Cut batches of any sizes into encoded blocks of `block` cells (the last may be shorter), holding no more than one block.
+    A shard is written when it is asked for, cell by cell: memory holds one batch, and no shard.
 
     Raises
     ------
-    StoreError : a batch of another shape or kind of number, or not shape[0] cells in all.
+    StoreError : a batch of another shape or kind of number, or not as many cells as the array has.
     """
-    held: list[Encoded] = []
-    n_held = n_seen = 0
-    for batch in [batches] if isinstance(batches, np.ndarray | Encoded) else batches:
-        _require_fits(batch, name=name, shape=shape, dtype=dtype)
-        n_seen += len(batch)
-        if n_seen > shape[0]:
-            break
-        taken = 0
-        while taken < len(batch):
-            end = taken + block - n_held
-            some = part(batch, taken, end) if isinstance(batch, Encoded) else encode(batch[taken:end], dtype)
-            held.append(some)
-            taken, n_held = taken + len(some), n_held + len(some)
-            if n_held == block:
-                yield _joined(held)
-                held, n_held = [], 0
-    if n_seen != shape[0]:
-        count = f"{n_seen}" if n_seen < shape[0] else f"{n_seen} or more"
-        raise StoreError(f"{name}: {count} images for {shape[0]} rows of the table. Give one image per row.")
-    if held:
-        yield _joined(held)
+    per_shard = (array.shards or array.chunks)[0]
+    cells = _Cells(batches, name=name, shape=array.shape, dtype=array.dtype)
+    for number, start in enumerate(range(0, array.shape[0], per_shard)):
+        path = _shard_file(directory, number, ndim=array.ndim)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as stream:
+            lengths, low, high = _write_entries(stream, cells, min(per_shard, array.shape[0] - start))
+            index = np.full((per_shard, 2), _ABSENT, "<u8")
+            index[: len(lengths), 0] = np.cumsum(lengths) - lengths
+            index[: len(lengths), 1] = lengths
+            listed = index.tobytes()
+            stream.write(listed + google_crc32c.value(listed).to_bytes(_CRC_BYTES, "little"))
+        yield low, high
+    cells.require_end()
+
+
+def _write_entries(stream: BinaryIO, cells: "_Cells", count: int) -> tuple[np.ndarray, float, float]:
+    lengths: list[int] = []
+    low, high = np.inf, -np.inf
+    while len(lengths) < count:
+        some = cells.next(count - len(lengths))
+        stream.writelines(some.entries)
+        lengths.extend(map(len, some.entries))
+        low, high = min(low, some.low), max(high, some.high)
+    return np.array(lengths, "<u8"), low, high
+
+
+class _Cells:
+    """The cells of batches of any sizes, as many at a time as are asked for at most."""
+
+    def __init__(
+        self, batches: Batch | Iterable[Batch], *, name: str, shape: Sequence[int], dtype: np.dtype[Any]
+    ) -> None:
+        self._batches = iter([batches] if isinstance(batches, np.ndarray | Encoded) else batches)
+        self._name, self._shape, self._dtype = name, tuple(shape), dtype
+        self._batch: Batch | None = None
+        self._taken = self._seen = 0
+
+    def next(self, most: int) -> Encoded:
+        """Return some cells, one at least."""
+        while self._batch is None or self._taken == len(self._batch):
+            self._batch = None  # let go of it before the next one is made
+            self._batch = next(self._batches, None)
+            if self._batch is None:
+                raise self._wrong(f"{self._seen}")
+            _require_fits(self._batch, name=self._name, shape=self._shape, dtype=self._dtype)
+            self._taken, self._seen = 0, self._seen + len(self._batch)
+        start, self._taken = self._taken, min(self._taken + most, len(self._batch))
+        if isinstance(self._batch, Encoded):
+            return part(self._batch, start, self._taken)
+        return encode(self._batch[start : self._taken], self._dtype)
+
+    def require_end(self) -> None:
+        """Refuse cells that are left over."""
+        while self._seen <= self._shape[0] and (batch := next(self._batches, None)) is not None:
+            self._seen += len(batch)
+        if self._seen > self._shape[0]:
+            raise self._wrong(f"{self._seen} or more")
+
+    def _wrong(self, count: str) -> StoreError:
+        return StoreError(
+            f"{self._name}: {count} images for {self._shape[0]} rows of the table. Give one image per row."
+        )
 
 
 def _require_fits(batch: Batch, *, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
@@ -161,11 +191,6 @@ def _require_fits(batch: Batch, *, name: str, shape: Sequence[int], dtype: np.dt
 def part(batch: Encoded, start: int, stop: int) -> Encoded:
     """Return some cells of an encoded batch."""
     return replace(batch, entries=batch.entries[start:stop])
-
-
-def _joined(held: Sequence[Encoded]) -> Encoded:
-    entries = tuple(entry for batch in held for entry in batch.entries)
-    return replace(held[0], entries=entries, low=min(b.low for b in held), high=max(b.high for b in held))
 
 
 class Reader:

@@ -125,23 +125,19 @@ def _write_images(
         ("masks", contents.masks, (n_cells, size, size), np.dtype(np.uint8), ("cell", "y", "x")),
         ("x_T", contents.x_T, image, np.dtype(np.float32), names),
     ]
-    # Shards of one number of cells for all arrays, so that they are written side by side with one block of each in memory.
+    # Shards of one number of cells for all arrays, which are written side by side: streams may come from one source.
     shard = shards.shard_cells(n_channels * size * size * counts_type.itemsize, n_cells=n_cells)
-    arrays, streams = [], []
+    bounds = []
     for name, batches, shape, dtype, dimensions in layout:
         if batches is not None:
             array = shards.create(group, name, shape=shape, dtype=dtype, shard=shard, dimensions=dimensions)
-            arrays.append((array, directory / name))
-            streams.append(shards.blocks(batches, name=name, shape=shape, dtype=dtype, block=shard))
-    for index, blocks in enumerate(zip(*streams, strict=True)):
-        low, high = blocks[0].low, blocks[0].high
+            bounds.append(shards.written(array, directory / name, batches, name=name))
+    for (low, high), *_ in zip(*bounds, strict=True):
         if low < 0 or high > full_scale:
             raise StoreError(
                 f"counts from {low} to {high} do not lie in 0 to the full scale {full_scale}. "
                 "Correct full_scale in the manifest."
             )
-        for (array, folder), block in zip(arrays, blocks, strict=True):
-            shards.write(array, folder, index, block)
 
 
 def _write_table(group: zarr.Group, obs: pd.DataFrame) -> None:

@@ -358,11 +358,12 @@ def _publish(task: _Task, collector: "Collector", cutting: "Cutting", *, survey:
     shifted = stored_bits([*survey.bits.values(), collector.bits], full_scale=manifest.full_scale)
     attributes = _attributes(task, collector, geometry, survey)
     attributes |= {} if shifted is None else {"stored_bits": shifted}
+    counts, masks = collector.images()
     info = write_store(
         out,
         obs=obs,
-        counts=collector.counts(),
-        masks=collector.masks() if collector.has_masks else None,
+        counts=counts,
+        masks=masks,
         channels=manifest.stains,
         full_scale=manifest.full_scale,
         size_px=geometry.size_px,

@@ -26,6 +26,7 @@ _METADATA = {
     "Image_Metadata_Compound": "Metadata_Compound",
     "Image_Metadata_Concentration": "Metadata_Concentration",
 }
+_COLUMNS = {name: column for column, name in _METADATA.items()}
 
 
 def read_bbbc021(manifest: Manifest, root: Path) -> list[ImageRow]:
@@ -60,9 +61,10 @@ def _rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
             metadata = {**manifest.constants, **values, "Metadata_Site": match[1]}
             rows.append(
                 ImageRow(
-                    metadata=place_metadata(metadata, plate_format=manifest.plate_format, where=where),
+                    metadata=place_metadata(metadata, plate_format=manifest.plate_format, where=where, names=_COLUMNS),
                     images=channel_planes(row, files, manifest, root, where=where),
                     where=where,
+                    names=_COLUMNS,
                 )
             )
     return rows

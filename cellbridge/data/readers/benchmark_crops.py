@@ -60,21 +60,25 @@ def _rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
             "table has none, give one well for all under constants (splits by well are then impossible)."
         )
     other = ({"CPD_NAME", "BROAD_SAMPLE"} - {_COMPOUND[benchmark]}).pop()
+    named = {name: _METADATA.get(name, f"Metadata_{name}") for name in table.columns if name != other}
+    table.require_distinct(named)
+    names = {meaning: name for name, meaning in named.items()} | {"Metadata_Well": wells}
     rows = []
     for index, row in enumerate(table.rows):
         where = table.where(index)
         with apart("row"):
             path, plate = _path_and_plate(row["SAMPLE_KEY"], benchmark, where=f"{where} SAMPLE_KEY")
-            metadata = {_METADATA.get(name, f"Metadata_{name}"): text for name, text in row.items() if name != other}
+            metadata = {named[name]: text for name, text in row.items() if name != other}
             metadata |= {"Metadata_Plate": plate}
             if wells in row:
                 metadata["Metadata_Well"] = row[wells]
             metadata = {**manifest.constants, **metadata}
             rows.append(
                 ImageRow(
-                    metadata=place_metadata(metadata, plate_format=manifest.plate_format, where=where),
+                    metadata=place_metadata(metadata, plate_format=manifest.plate_format, where=where, names=names),
                     images={"": Plane(resolve_path(path, root, where=f"{where} SAMPLE_KEY"))},
                     where=where,
+                    names=names,
                 )
             )
     return rows

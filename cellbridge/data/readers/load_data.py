@@ -49,7 +49,9 @@ def read_load_data(manifest: Manifest, root: Path) -> list[ImageRow]:
 def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
     files = image_columns(table, manifest)
     light = _columns(table, _ILLUMINATION_COLUMN, manifest)
-    metadata = {match[1]: name for name in table.columns if (match := _METADATA_COLUMN.fullmatch(name))}
+    named = [(match[1], name) for name in table.columns if (match := _METADATA_COLUMN.fullmatch(name))]
+    metadata = dict(named)
+    table.require_distinct({column: key for key, column in named})
     for key in ("Metadata_Plate", "Metadata_Well"):
         if key not in {*metadata, *manifest.constants}:
             raise ManifestError(
@@ -65,11 +67,12 @@ def _read_rows(table: Table, manifest: Manifest, root: Path) -> list[ImageRow]:
             }
             rows.append(
                 ImageRow(
-                    metadata=place_metadata(values, plate_format=manifest.plate_format, where=where),
+                    metadata=place_metadata(values, plate_format=manifest.plate_format, where=where, names=metadata),
                     images=channel_planes(row, files, manifest, root, where=where),
                     where=where,
                     digests={channel: md5.lower() for channel, md5 in digests.items() if md5},
                     illumination=_illumination(row, light, manifest, root, where=where),
+                    names=metadata,
                 )
             )
     return rows
@@ -87,8 +90,8 @@ def image_columns(table: Table, manifest: Manifest) -> Columns:
         with apart("missing_channel"):
             if channel not in files:
                 raise ManifestError(
-                    f'{table.name}: no column for channel "{channel}" (FileName_{channel} or URL_{channel}).'
-                    f"{did_you_mean(channel, files)}"
+                    f'{table.name}: no column for channel "{channel}" (FileName_{channel} or URL_{channel}). Say under '
+                    f"channel_names what the table calls it, or correct channels.{did_you_mean(channel, files)}"
                 )
     return files
 
@@ -115,7 +118,13 @@ def _columns(table: Table, pattern: re.Pattern[str], manifest: Manifest) -> Colu
     found: Columns = {}
     for name in table.columns:
         if match := pattern.fullmatch(name):
-            found.setdefault(manifest.channel_names.get(match[2], match[2]), {})[match[1]] = name
+            channel = manifest.channel_names.get(match[2], match[2])
+            first = found.setdefault(channel, {}).setdefault(match[1], name)
+            if first != name and channel in manifest.channels_to_read:
+                raise ManifestError(
+                    f'{table.name}: columns "{first}" and "{name}" are both channel "{channel}". Remove or rename one of the two, or '
+                    "correct channel_names in the manifest."
+                )
     return {channel: kinds for channel, kinds in found.items() if "FileName" in kinds or "URL" in kinds}
 
 

@@ -32,33 +32,43 @@ def join_metadata_tables(rows: Sequence[ImageRow], manifest: Manifest, root: Pat
     ManifestError : a table or column is missing, an entry stands twice with different contents, a row has none, or a table and
         the rows say different things.
     """
-    joined = list(rows)
+    joined, without = list(rows), False
     for section in manifest.metadata_tables:
+        done = False
         with apart("metadata_table"):
             table = read_table(manifest.locate(section.table, root, where="metadata_tables"), root=root)
-            joined = _joined(joined, table, section, plate_format=manifest.plate_format)
+            table.require(*section.keys.values(), *section.columns)
+            # Of a table that is to be joined on what one that failed would have added, nothing more can be said.
+            if rows and not (without and _lacking(joined, section)):
+                joined = _joined(joined, table, section, manifest)
+            done = True
+        without = without or not done
     return joined
 
 
-def _joined(rows: list[ImageRow], table: Table, section: MetadataTable, *, plate_format: int) -> list[ImageRow]:
-    table.require(*section.keys.values(), *section.columns)
-    _require_columns(rows, table, section)
+def _joined(rows: list[ImageRow], table: Table, section: MetadataTable, manifest: Manifest) -> list[ImageRow]:
+    _require_columns(rows, table, section, manifest)
     names = section.columns or tuple(name for name in table.columns if name not in section.keys.values())
     wanted = {tuple(row.metadata.get(column, "") for column in section.keys) for row in rows}
-    entries = _entries(table, section, names, wanted, plate_format=plate_format)
+    entries = _entries(table, section, names, wanted, plate_format=manifest.plate_format)
     if section.complete:
         _require_entries(rows, table, section, entries)
     absent = {_metadata_name(name): "" for name in names}
     return each("metadata_table", lambda row: _with_entry(row, section, entries, absent), rows, otherwise_as_it_is=True)
 
 
-def _require_columns(rows: Sequence[ImageRow], table: Table, section: MetadataTable) -> None:
-    present = {name for row in rows for name in row.metadata}
-    for column in section.keys:
-        if column not in present:
-            raise ManifestError(
-                f'metadata_tables: {table.name} is joined on "{column}", which no row has.{did_you_mean(column, present)}'
-            )
+def _lacking(rows: Sequence[ImageRow], section: MetadataTable) -> list[str]:
+    """Return the columns that a table is joined on and no row has."""
+    return [column for column in section.keys if not any(column in row.metadata for row in rows)]
+
+
+def _require_columns(rows: Sequence[ImageRow], table: Table, section: MetadataTable, manifest: Manifest) -> None:
+    for column in _lacking(rows, section):
+        present = {name for row in rows for name in row.metadata}
+        raise ManifestError(
+            f'{manifest.file}: metadata_tables: {table.name} is joined on "{column}", which no row has. Correct its keys.'
+            f"{did_you_mean(column, present)}"
+        )
 
 
 def _entries(
@@ -67,6 +77,7 @@ def _entries(
     """Return key → entry, of those that some row asks for."""
     found: dict[Key, Entry] = {}
     named = {_metadata_name(name): name for name in names}
+    table.require_distinct({name: _metadata_name(name) for name in names})
     for index, row in enumerate(table.rows):
         with apart("metadata_table"):
             key = tuple(

@@ -48,7 +48,7 @@ def _planes_of_plate(folder: Path, manifest: Manifest) -> Iterator[PlaneRow]:
             f"{folder}: OME-Zarr version {version}, expected {' or '.join(_VERSIONS)}. Convert the plate."
         )
     name = str(plate.get("name") or folder.name.removesuffix(".zarr").removesuffix(".ome"))
-    for well in _part(plate, "wells", folder, kind=list):
+    for well in _mappings(plate, "wells", folder):
         with apart("row"):
             yield from _planes_of_well(well, _well(well, plate, folder), folder, name, manifest)
 
@@ -58,7 +58,7 @@ def _planes_of_well(
 ) -> Iterator[PlaneRow]:
     well_folder = resolve_path(str(well["path"]), folder, where=f"{folder} wells")
     described = _part(_attributes(well_folder), "well", well_folder, kind=dict)
-    for image in _part(described, "images", well_folder, kind=list):
+    for image in _mappings(described, "images", well_folder):
         with apart("row"):
             path = str(image.get("path", ""))
             metadata = {**manifest.constants, "Metadata_Plate": plate, "Metadata_Well": place, "Metadata_Site": path}
@@ -110,8 +110,10 @@ def _planes_of_field(folder: Path, metadata: dict[str, str], manifest: Manifest)
 
 def _labels(attributes: dict[str, Any], number: int, manifest: Manifest) -> list[str]:
     """Return what the channels are called: their labels, else their numbers, for which channel_names has to know a name."""
-    channels = attributes.get("omero", {}).get("channels", []) if isinstance(attributes.get("omero", {}), dict) else []
-    labels = [str(channel.get("label", "")) for channel in channels if isinstance(channel, dict)]
+    omero = attributes.get("omero")
+    channels = omero.get("channels") if isinstance(omero, dict) else None
+    listed = channels if isinstance(channels, list) else []
+    labels = [str(channel.get("label", "")) for channel in listed if isinstance(channel, dict)]
     known = {*manifest.channels, *manifest.channel_names}
     if len(labels) == number and all(label in known for label in labels):
         return labels
@@ -151,6 +153,15 @@ def _part(attributes: dict[str, Any], key: str, folder: Path, *, kind: type) -> 
             f'{folder}: its OME attributes have no "{key}". Give the folder of a plate, or write it again.'
         )
     return part
+
+
+def _mappings(attributes: dict[str, Any], key: str, folder: Path) -> list[dict[str, Any]]:
+    """Return a list of the OME attributes, of which every entry has to be a mapping."""
+    entries: list[Any] = _part(attributes, key, folder, kind=list)
+    odd = next((entry for entry in entries if not isinstance(entry, dict)), None)
+    if odd is not None:
+        raise ManifestError(f'{folder}: "{odd}" among its {key} is no mapping with a path. Write it again.')
+    return entries
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def read_pattern(manifest: Manifest, root: Path) -> list[ImageRow]:
         channel is unknown, missing or there twice.
     """
     expression = re.compile(manifest.pattern or "")
+    _require_groups(expression, manifest)
     planes: list[PlaneRow] = []
     unmatched: list[str] = []
     matched = False
@@ -54,11 +55,26 @@ def read_pattern(manifest: Manifest, root: Path) -> list[ImageRow]:
     if unmatched:
         more = f", … {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
         remedy = "Correct pattern, or name what is to be left alone with ignore."
-        summary = f"{len(unmatched)} images below {root} do not match the pattern: {', '.join(unmatched[:_SHOWN])}{more}. {remedy}"
+        summary = f"{manifest.file}: pattern: {len(unmatched)} images below {root} do not match the pattern: {', '.join(unmatched[:_SHOWN])}{more}. {remedy}"
         refuse("row", [f"{root / name}: does not match the pattern. {remedy}" for name in unmatched], summary=summary)
     if not matched:
-        raise ManifestError(f"no image below {', '.join(manifest.folders)} in {root}. Correct folders or ignore.")
+        raise ManifestError(
+            f"{manifest.file}: folders: no image below {', '.join(manifest.folders)} in {root}. Correct folders or ignore."
+        )
     return gather_fields(planes, manifest)
+
+
+def _require_groups(expression: re.Pattern[str], manifest: Manifest) -> None:
+    """Refuse an expression that does not say which plate and well an image shows."""
+    groups = {"plate" if _PLATE.fullmatch(name) else name for name in expression.groupindex}
+    says = {"plate": "plate" in groups, "well": "well" in groups or {"row", "column"} <= groups}
+    for name, said in says.items():
+        if not said and f"Metadata_{name.capitalize()}" not in manifest.constants:
+            other = " (or (?P<row>…) and (?P<column>…))" if name == "well" else ""
+            raise ManifestError(
+                f"{manifest.file}: pattern: has no group (?P<{name}>…){other}. Add it, or give Metadata_{name.capitalize()} under "
+                "constants."
+            )
 
 
 def _image_names(manifest: Manifest, root: Path) -> Iterator[str]:
@@ -67,7 +83,9 @@ def _image_names(manifest: Manifest, root: Path) -> Iterator[str]:
     for name in manifest.folders:
         folder = manifest.locate(name, root, where="folders")
         if not folder.is_dir():
-            raise ManifestError(f'folders: "{name}" is no folder below {root}. Correct it, or copy the images there.')
+            raise ManifestError(
+                f'{manifest.file}: folders: "{name}" is no folder below {root}. Correct it, or copy the images there.'
+            )
         found = sorted(_files(folder, root))
         for path in found:
             if left_alone is not None and left_alone.fullmatch(path):

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from cellbridge.data.layout import parse_well, well_name
 from cellbridge.data.manifest import Manifest
@@ -23,6 +24,7 @@ class PlaneRow:
     metadata : `Metadata_*` → text; with plate, well and site as they are written.
     channel : what the table or the file's name calls the channel.
     md5 : of the file, where the table gives it.
+    names : `Metadata_*` → what the table calls the column, for messages.
     """
 
     metadata: dict[str, str]
@@ -30,22 +32,32 @@ class PlaneRow:
     plane: Plane
     where: str
     md5: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
-def place_metadata(values: Mapping[str, str], *, plate_format: int, where: str) -> dict[str, str]:
+def place_metadata(
+    values: Mapping[str, str], *, plate_format: int, where: str, names: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """Return the metadata with the well as `A01`, and site 1 where the table has no sites.
+
+    Parameters
+    ----------
+    names : `Metadata_*` → what the table calls the column, for messages.
 
     Raises
     ------
     ManifestError : the plate is empty, the well is none of the plate's, or the site is no name.
     """
+
+    def at(name: str) -> str:
+        return at_column(where, names.get(name, name))
+
     if not values.get("Metadata_Plate"):
-        raise ManifestError(f"{where}: Metadata_Plate is empty. Fill it in, or remove the row.")
-    at = at_column(where, "Metadata_Well")
-    well = parse_well(values.get("Metadata_Well", ""), plate_format=plate_format, where=at)
+        raise ManifestError(f"{at('Metadata_Plate')}: the plate is empty. Fill it in, or remove the row.")
+    well = parse_well(values.get("Metadata_Well", ""), plate_format=plate_format, where=at("Metadata_Well"))
     site = values.get("Metadata_Site", "1")
     if not re.fullmatch(r"[\w.-]+", site):
-        raise ManifestError(f'{where}: Metadata_Site "{site}" is no name of a site. Use a number, such as 1.')
+        raise ManifestError(f'{at("Metadata_Site")}: "{site}" is no name of a site. Use a number, such as 1.')
     return {**values, "Metadata_Well": well, "Metadata_Site": site}
 
 
@@ -95,10 +107,12 @@ def gather_fields(planes: Iterable[PlaneRow], manifest: Manifest) -> list[ImageR
     fields: dict[tuple[str, str, str], dict[str, PlaneRow]] = {}
     for plane in planes:
         with apart("row"):
-            placed = place_metadata(plane.metadata, plate_format=manifest.plate_format, where=plane.where)
+            placed = place_metadata(
+                plane.metadata, plate_format=manifest.plate_format, where=plane.where, names=plane.names
+            )
             channel = _stain(plane, manifest)
             if channel in manifest.channels_to_read:
-                _add(PlaneRow(placed, channel, plane.plane, plane.where, plane.md5), fields)
+                _add(replace(plane, metadata=placed, channel=channel), fields)
     _require_channels(fields, manifest)
     of_planes = _plane_columns(fields.values(), manifest)
     return [_field(channels, manifest, of_planes) for channels in fields.values()]
@@ -127,19 +141,19 @@ def _stain(plane: PlaneRow, manifest: Manifest) -> str:
 
 
 def _require_channels(fields: Mapping[tuple[str, str, str], Mapping[str, PlaneRow]], manifest: Manifest) -> None:
-    """Refuse fields without one of the channels: how many, and the first few."""
-    lacking = [
-        f"plate {plate} well {well} site {site}: no {', '.join(c for c in manifest.channels_to_read if c not in channels)}"
-        for (plate, well, site), channels in fields.items()
-        if any(c not in channels for c in manifest.channels_to_read)
-    ]
+    """Refuse fields without one of the channels: how many, and the first few, each where its first plane stands."""
+    lacking, places = [], []
+    for (plate, well, site), channels in fields.items():
+        absent = [name for name in manifest.channels_to_read if name not in channels]
+        if absent:
+            lacking.append(f"plate {plate} well {well} site {site}: no {', '.join(absent)}")
+            places.append(next(iter(channels.values())).where)
     if lacking:
         more = f" | … {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
         remedy = "Add the images, or leave the channel or the field out."
-        summary = (
-            f"{len(lacking)} of {len(fields)} fields lack a channel: {' | '.join(lacking[:_SHOWN])}{more}. {remedy}"
-        )
-        refuse("missing_channel", [f"{line}. {remedy}" for line in lacking], summary=summary)
+        summary = f"{places[0]}: {len(lacking)} of {len(fields)} fields lack a channel: {' | '.join(lacking[:_SHOWN])}{more}. {remedy}"
+        lines = [f"{where}: {line}. {remedy}" for where, line in zip(places, lacking, strict=True)]
+        refuse("missing_channel", lines, summary=summary)
 
 
 def _plane_columns(fields: Iterable[Mapping[str, PlaneRow]], manifest: Manifest) -> set[str]:
@@ -155,7 +169,7 @@ def _plane_columns(fields: Iterable[Mapping[str, PlaneRow]], manifest: Manifest)
             wrong = sorted(n for n in names if n in bound or _says_what_was_done(n))
             with apart("row"):
                 _require_none(wrong, first, other)
-            differing |= names
+            differing |= names.difference(wrong)
     return differing
 
 
@@ -184,4 +198,5 @@ def _field(channels: Mapping[str, PlaneRow], manifest: Manifest, of_planes: Sequ
         images={row.channel: row.plane for row in ordered},
         where=first.where,
         digests={row.channel: row.md5.lower() for row in ordered if row.md5},
+        names=first.names,
     )

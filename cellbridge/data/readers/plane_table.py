@@ -36,6 +36,8 @@ def _planes(table: Table, manifest: Manifest, root: Path) -> list[PlaneRow]:
     special = {key: manifest.columns.get(key, key) for key in ("path", "channel", "md5")}
     table.require(special["path"], special["channel"])
     names = {name: _metadata_name(name) for name in table.columns if name not in special.values()}
+    table.require_distinct(names)
+    columns = {meaning: name for name, meaning in names.items()}
     for key in ("Metadata_Plate", "Metadata_Well"):
         if key not in {*names.values(), *manifest.constants}:
             raise ManifestError(
@@ -50,7 +52,9 @@ def _planes(table: Table, manifest: Manifest, root: Path) -> list[PlaneRow]:
             file = resolve_path(text, root, where=f"{where} {special['path']}", prefixes=manifest.prefixes)
             metadata = {**manifest.constants, **{names[name]: row[name] for name in names}}
             rows.append(
-                PlaneRow(metadata, row[special["channel"]], Plane(file, part), where, row.get(special["md5"], ""))
+                PlaneRow(
+                    metadata, row[special["channel"]], Plane(file, part), where, row.get(special["md5"], ""), columns
+                )
             )
     return rows
 

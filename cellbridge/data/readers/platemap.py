@@ -74,7 +74,9 @@ def _map_file(folder: Path, name: str, *, where: str) -> Path:
 def _read_map(file: Path, *, plate_format: int, root: Path | None) -> PlateMap:
     table = read_table(file, root=root)
     table.require("well_position")
-    names = {f"Metadata_{name.removeprefix('Metadata_')}": name for name in table.columns if name != "well_position"}
+    named = [(f"Metadata_{n.removeprefix('Metadata_')}", n) for n in table.columns if n != "well_position"]
+    names = dict(named)
+    table.require_distinct({name: own for own, name in named})
     wells: dict[str, Entry] = {}
     for index, row in enumerate(table.rows):
         where = f"{table.where(index)} well_position"

@@ -39,6 +39,7 @@ class ImageRow:
     illumination : channel → the .npy file of the illumination function that its counts are to be divided by, where the tables
         name one.
     joined : what other tables have added to the metadata.
+    names : `Metadata_*` → what the row's own table calls the column, for messages.
     blank_control : whether it is control by its empty compound alone, as no pert_type or query says so.
     """
 
@@ -48,6 +49,7 @@ class ImageRow:
     digests: dict[str, str] = field(default_factory=dict)
     illumination: dict[str, Path] = field(default_factory=dict)
     joined: tuple[Entry, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
     blank_control: bool = False
 
     @property
@@ -71,7 +73,8 @@ class ImageRow:
         """Return where a text of the metadata stands, in whichever table: `maps/platemap/m.txt row 4 concentration`."""
         text = self.metadata.get(column)
         entry = next((e for e in self.joined if column in e.columns and e.columns[column] == text), None)
-        return at_column(self.where, column) if entry is None else f"{entry.where} {entry.names[column]}"
+        own = self.names.get(column, column)
+        return at_column(self.where, own) if entry is None else f"{entry.where} {entry.names[column]}"
 
 
 def at_column(where: str, column: str) -> str:

@@ -5,14 +5,17 @@ References
 nf-core/cellpainting, assets/samplesheet.csv; `field_id` and `plane_id` are optional there.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from cellbridge.data.layout import parse_well
 from cellbridge.data.manifest import Manifest, resolve_path
 from cellbridge.data.planes import Plane, split_index
 from cellbridge.data.readers.faults import apart
 from cellbridge.data.readers.places import PlaneRow, gather_fields, may_be_wanted, well_of
 from cellbridge.data.readers.rows import ImageRow
 from cellbridge.data.readers.tables import Table, read_table
+from cellbridge.errors import ManifestError
 
 _METADATA = {
     "source": "Metadata_Source",
@@ -42,19 +45,36 @@ def read_samplesheet(manifest: Manifest, root: Path) -> list[ImageRow]:
 def _planes(table: Table, manifest: Manifest, root: Path) -> list[PlaneRow]:
     if "well" not in table.columns:
         table.require("row", "col")
+    named = {name: _METADATA.get(name, f"Metadata_{name}") for name in table.columns if name not in _OF_A_PLANE}
+    table.require_distinct(named)
+    names = {meaning: name for name, meaning in named.items()}
     rows = []
     for index, row in enumerate(table.rows):
         where = table.where(index)
         with apart("row"):
             text, part = split_index(row["path"])
-            metadata = {
-                _METADATA.get(name, f"Metadata_{name}"): cell for name, cell in row.items() if name not in _OF_A_PLANE
-            }
-            if not metadata.get("Metadata_Well"):
-                metadata["Metadata_Well"] = well_of(row.get("row", ""), row.get("col", ""), where=f"{where} row, col")
+            metadata = {meaning: row[name] for name, meaning in named.items()}
+            metadata["Metadata_Well"] = _well(row, manifest, where=where)
             file = resolve_path(text, root, where=f"{where} path", prefixes=manifest.prefixes)
-            rows.append(PlaneRow({**manifest.constants, **metadata}, row["channel"], Plane(file, part), where))
+            metadata = {**manifest.constants, **metadata}
+            rows.append(PlaneRow(metadata, row["channel"], Plane(file, part), where, names=names))
     return rows
+
+
+def _well(row: Mapping[str, str], manifest: Manifest, *, where: str) -> str:
+    """Return the well, on which `well` has to agree with `row` and `col` where a row has both."""
+    named, at = row.get("well", ""), f"{where} row, col"
+    if named and not (row.get("row") and row.get("col")):
+        return named
+    by_place = well_of(row.get("row", ""), row.get("col", ""), where=at)
+    if named:
+        size = manifest.plate_format
+        found = [parse_well(text, plate_format=size, where=f"{where} well") for text in (named, by_place)]
+        if found[0] != found[1]:
+            raise ManifestError(
+                f"{at}: row {row['row']} and column {row['col']} are well {found[1]}, well says {found[0]}. Correct one of the two."
+            )
+    return named or by_place
 
 
 _OF_A_PLANE = ("channel", "path")

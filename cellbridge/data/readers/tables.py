@@ -3,8 +3,9 @@
 import csv
 import gzip
 import math
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cellbridge.data.readers.faults import apart
 from cellbridge.errors import ManifestError, did_you_mean, in_one_line
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_FIND = "Copy it there, or correct its name or the root in the manifest."
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,27 @@ class Table:
         """Raise ManifestError for the first column that is missing, offering the nearest."""
         for column in columns:
             if column not in self.columns:
-                raise ManifestError(f'{self.name}: no column "{column}".{did_you_mean(column, self.columns)}')
+                nearest = did_you_mean(column, self.columns)
+                raise ManifestError(
+                    f'{self.name}: no column "{column}". Add it, or rename the one that is meant.{nearest}'
+                )
+
+    def require_distinct(self, meanings: Mapping[str, str]) -> None:
+        """Raise ManifestError where two columns mean the same and do not say the same.
+
+        Parameters
+        ----------
+        meanings : column → what it is read as.
+        """
+        first: dict[str, str] = {}
+        for column, meaning in meanings.items():
+            other = first.setdefault(meaning, column)
+            index = next((i for i, row in enumerate(self.rows) if row[column] != row[other]), None)
+            if index is not None:
+                said = f'"{self.rows[index][column]}", and column "{other}" "{self.rows[index][other]}"'
+                raise ManifestError(
+                    f"{self.where(index)} {column}: says {said}, but both mean {meaning}. Remove or rename one of the two columns."
+                )
 
 
 def table_name(path: Path, root: Path | None) -> str:
@@ -60,13 +82,23 @@ def read_table(path: Path, *, root: Path | None = None) -> Table:
     header = next((line for line in text.splitlines() if line.strip()), "")
     separator = max("\t,;", key=header.count) if header else ","
     reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
+    numbered: list[tuple[int, list[str]]] = []
+    begun = 1  # the line on which a row begins; a cell in quotes may run over several
     try:
-        numbered = [(reader.line_num, [cell.strip() for cell in row]) for row in _non_empty(reader)]
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                numbered.append((begun, [cell.strip() for cell in row]))
+            begun = reader.line_num + 1
     except csv.Error as error:
-        raise ManifestError(f"{name} row {reader.line_num}: not a table ({error}). Export it again as CSV.") from None
+        remedy = "Close the quotation mark that opens there, or export the table again as CSV."
+        raise ManifestError(f"{name} row {begun}: not a table ({error}). {remedy}") from None
     if not numbered:
-        raise ManifestError(f"{name}: is empty. A header and at least one row are expected.")
+        raise ManifestError(f"{name}: is empty. Export it again, with a header and at least one row.")
     columns = numbered[0][1]
+    if len(columns) == 1 and re.search(r"[|\s]", columns[0]):
+        raise ManifestError(
+            f'{name} row 1: "{columns[0]}" is one column. Separate the columns by commas, semicolons or TAB.'
+        )
     repeated = next((column for column in columns if column and columns.count(column) > 1), None)
     if repeated is not None:
         raise ManifestError(f'{name} row 1: column "{repeated}" stands twice. Rename or remove one of them.')
@@ -75,12 +107,15 @@ def read_table(path: Path, *, root: Path | None = None) -> Table:
         with apart("row"):
             if len(row) != len(columns):
                 raise ManifestError(
-                    f"{name} row {line}: {len(row)} fields, the header has {len(columns)} (separator {separator!r}). Fix the row."
+                    f"{name} row {line}: {len(row)} fields, the header has {len(columns)} (separator {separator!r}). Fix the row; "
+                    "a cell with the separator in it stands in quotes."
                 )
             whole.append((line, row))
     rows = tuple({column: cell for column, cell in zip(columns, row, strict=True) if column} for _, row in whole)
     if not rows:
-        raise ManifestError(f"{name}: has a header and no row. Nothing can be read from it.")
+        raise ManifestError(
+            f"{name}: has a header and no row. Export it again with its rows, or take it out of the manifest."
+        )
     return Table(name, tuple(filter(None, columns)), rows, tuple(line for line, _ in whole))
 
 
@@ -92,7 +127,7 @@ def _read_parquet(path: Path, root: Path | None) -> Table:
     try:
         table = pyarrow.parquet.read_table(path)
     except FileNotFoundError:
-        raise ManifestError(f"{path}: no such table. Check the manifest's tables and root.") from None
+        raise ManifestError(f"{path}: no such table. {_FIND}") from None
     except (OSError, pyarrow.ArrowException) as error:
         raise ManifestError(f"{path}: no whole parquet file ({in_one_line(error)}). Copy it again.") from None
     name, columns = table_name(path, root), tuple(table.column_names)
@@ -100,7 +135,7 @@ def _read_parquet(path: Path, root: Path | None) -> Table:
     if repeated is not None:
         raise ManifestError(f'{name}: column "{repeated}" stands twice. Rename or remove one of them.')
     if table.num_rows == 0:
-        raise ManifestError(f"{name}: has no row. Nothing can be read from it.")
+        raise ManifestError(f"{name}: has no row. Export it again with its rows, or take it out of the manifest.")
     texts = [[_text(value) for value in table.column(column).to_pylist()] for column in columns]
     rows = tuple(dict(zip(columns, row, strict=True)) for row in zip(*texts, strict=True))
     return Table(name, columns, rows, tuple(range(1, len(rows) + 1)))
@@ -112,10 +147,6 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
     return str(value).strip()
-
-
-def _non_empty(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    return (row for row in rows if any(cell.strip() for cell in row))
 
 
 def _decode(path: Path, name: str) -> str:
@@ -138,6 +169,8 @@ def table_bytes(path: Path) -> bytes:
             data = gzip.decompress(data)
         return data
     except FileNotFoundError:
-        raise ManifestError(f"{path}: no such table. Check the manifest's tables and root.") from None
+        raise ManifestError(f"{path}: no such table. {_FIND}") from None
+    except IsADirectoryError:
+        raise ManifestError(f"{path}: is a folder, and no table. Name the file that is meant.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise ManifestError(f"{path}: cannot be read ({error}). Copy the file again.") from None
