@@ -1,6 +1,5 @@
 """From what tables and plate maps call things to the store's columns: compound, concentration, control, aliases."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -8,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from cellbridge.conditions import Condition
 from cellbridge.data import store
+from cellbridge.data.concentrations import micromolar, unit_of
 from cellbridge.data.manifest import Manifest
 from cellbridge.data.readers.faults import apart, each, listed
 from cellbridge.data.readers.platemap import BARCODE_TABLE, PlateMap
@@ -18,8 +18,6 @@ from cellbridge.errors import ManifestError, StoreError, did_you_mean
 COMPOUND_COLUMNS = ("Metadata_Compound", "Metadata_compound", "Metadata_pert_iname", "Metadata_broad_sample")
 CONCENTRATION_COLUMNS = ("Metadata_Concentration", "Metadata_concentration", "Metadata_mmoles_per_liter")
 JUMP_COLUMN = "Metadata_JCP2022"
-_TO_MICROMOLAR = {"n": 1e-3, "u": 1.0, "µ": 1.0, "μ": 1.0, "m": 1e3}
-_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([nuµμm])[Mm])?")
 
 
 def join_platemaps(rows: Sequence[ImageRow], platemaps: Mapping[str, PlateMap]) -> list[ImageRow]:
@@ -93,10 +91,10 @@ def annotate(
     _require_query([*rows, *others], manifest)
     filled = each("condition", lambda row: _with_compound(row, columns, manifest), rows, otherwise_as_it_is=False)
     control = _control_name([*filled, *_quietly_filled(others, manifest)], manifest)
-    scale = _scale(manifest, manifest.columns.get("Metadata_Concentration", columns.concentration or ""))
+    unit = unit_of(manifest, manifest.columns.get("Metadata_Concentration", columns.concentration or ""))
 
     def finished(row: ImageRow) -> ImageRow:
-        done = _finished(row, control, columns, scale)
+        done = _finished(row, control, columns, unit)
         condition_of(done, control=control, where=columns.at(row, columns.compound))
         return done
 
@@ -146,7 +144,7 @@ def require_control(rows: Iterable[ImageRow], manifest: Manifest, selection: Sel
     for plate, found in plates.items():
         with apart("control_not_asked_for" if selection.wells else "control"):
             if not found:
-                raise ManifestError(f'plate "{plate}" has {found_and_remedy}')
+                raise ManifestError(f'{manifest.file}: control: plate "{plate}" has {found_and_remedy}')
 
 
 def aliases(rows: Iterable[ImageRow]) -> dict[str, str]:
@@ -197,7 +195,8 @@ def _renamed(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRo
         known = target if source.casefold() == target.removeprefix("Metadata_").casefold() else source
         found = next((name for name in (source, f"Metadata_{source}", known) if name in present), None)
         if found is None:
-            raise ManifestError(f'columns: "{source}" is in no table.{did_you_mean(f"Metadata_{source}", present)}')
+            nearest = did_you_mean(f"Metadata_{source}", present)
+            raise ManifestError(f'{manifest.file}: columns: "{source}" is in no table. Correct it.{nearest}')
         sources[target] = found
     named = [
         replace(row, metadata={**row.metadata, **{target: row.metadata.get(sources[target], "") for target in sources}})
@@ -207,7 +206,7 @@ def _renamed(rows: Sequence[ImageRow], manifest: Manifest) -> tuple[list[ImageRo
     compound = next((name for name in (*COMPOUND_COLUMNS, JUMP_COLUMN) if name in present), None)
     if compound is None:
         raise ManifestError(
-            "no table has a compound column (Metadata_Compound, or compound or broad_sample in a plate map). "
+            f"{manifest.file}: no table has a compound column (Metadata_Compound, or compound or broad_sample in a plate map). "
             "Name it under columns: Metadata_Compound."
         )
     concentration = next((name for name in CONCENTRATION_COLUMNS if name in present), None)
@@ -219,7 +218,8 @@ def _require_query(rows: Sequence[ImageRow], manifest: Manifest) -> None:
     column = manifest.control.partition("=")[0]
     present = {name for row in rows for name in row.metadata} | {"Metadata_Compound"}
     if manifest.says_control and column not in present:
-        raise ManifestError(f'control: no table has "{column}" ({manifest.control}).{did_you_mean(column, present)}')
+        found = f'{manifest.file}: control: no table has "{column}" ({manifest.control})'
+        raise ManifestError(f"{found}. Correct it.{did_you_mean(column, present)}")
 
 
 def _with_compound(row: ImageRow, columns: _Columns, manifest: Manifest) -> ImageRow:
@@ -253,7 +253,8 @@ def _control_name(rows: Sequence[ImageRow], manifest: Manifest) -> str:
     names = sorted({metadata["Metadata_Compound"] for metadata in controls} - {""})
     if len(names) > 1:
         raise ManifestError(
-            f"the control has {len(names)} names ({', '.join(names[:5])}). Set control_name in the manifest to the one they share."
+            f"{manifest.file}: the control has {len(names)} names ({', '.join(names[:5])}). Set control_name to the one they share, or "
+            "correct control."
         )
     if names:
         return names[0]
@@ -261,22 +262,11 @@ def _control_name(rows: Sequence[ImageRow], manifest: Manifest) -> str:
     return solvents[0] if len(solvents) == 1 else "DMSO"
 
 
-def _scale(manifest: Manifest, column: str) -> float | None:
-    if manifest.concentration_unit is not None:
-        return _TO_MICROMOLAR[manifest.concentration_unit[0]]
-    if column.removeprefix("Metadata_") == "mmoles_per_liter":
-        raise ManifestError(
-            "mmoles_per_liter holds micromolar in many public plate maps, whatever its name says. "
-            "Set concentration_unit: uM or mM in the manifest."
-        )
-    return None
-
-
-def _finished(row: ImageRow, control: str, columns: _Columns, scale: float | None) -> ImageRow:
+def _finished(row: ImageRow, control: str, columns: _Columns, unit: str) -> ImageRow:
     column = columns.concentration
     text = row.metadata.get(column, "") if column else ""
     if column and not is_control(row):
-        text = _micromolar(text, scale, where=columns.at(row, column))
+        text = micromolar(text, unit=unit, where=columns.at(row, column))
     metadata = {**row.metadata, "Metadata_Concentration": text}
     if is_control(row):
         if metadata["Metadata_Compound"] not in ("", control):
@@ -288,15 +278,3 @@ def _finished(row: ImageRow, control: str, columns: _Columns, scale: float | Non
             "control query. Correct the row, or `control` in the manifest."
         )
     return replace(row, metadata=metadata)
-
-
-def _micromolar(text: str, scale: float | None, *, where: str) -> str:
-    if not text:
-        return ""
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        raise ManifestError(
-            f'{where}: "{text}" is no concentration. Write a number in micromolar, with a point, such as 0.5.'
-        )
-    factor = _TO_MICROMOLAR[match[2]] if match[2] else scale or 1.0
-    return match[1] if factor == 1.0 else f"{float(match[1]) * factor:.9g}"

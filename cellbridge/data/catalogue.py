@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellbridge.data.annotation import annotate, join_platemaps
+from cellbridge.data.annotation import annotate, condition_of, join_platemaps
 from cellbridge.data.manifest import Kind, Manifest
 from cellbridge.data.readers.bbbc021 import read_bbbc021
 from cellbridge.data.readers.benchmark_crops import read_benchmark_crops
@@ -20,7 +20,7 @@ from cellbridge.data.readers.platemap import read_platemaps
 from cellbridge.data.readers.rows import ImageRow, natural
 from cellbridge.data.readers.samplesheet import read_samplesheet
 from cellbridge.data.selection import EVERYTHING, Selection
-from cellbridge.errors import ManifestError
+from cellbridge.errors import ManifestError, did_you_mean
 
 READERS: dict[Kind, Callable[[Manifest, Path], list[ImageRow]]] = {
     "load_data": read_load_data,
@@ -41,12 +41,13 @@ def read_catalogue(manifest: Manifest, root: Path, selection: Selection = EVERYT
 
     Raises
     ------
-    ManifestError : a table or plate map does not hold together, or a field or crop is listed twice.
+    ManifestError : a table or plate map does not hold together, a field or crop is listed twice, or a well has two conditions.
     ConfigError : a plate or well asked for has no row.
     """
     listing = listed_rows(manifest, root, selection)
     rows, control = annotate(listing.rows, manifest, others=listing.others)
     require_unique(rows, manifest)
+    require_one_condition(rows, manifest, control=control)
     return sorted(rows, key=_place), control
 
 
@@ -86,14 +87,25 @@ def _described(rows: list[ImageRow], manifest: Manifest, root: Path) -> list[Ima
     folders = [manifest.locate(name, root, where="platemaps") for name in manifest.platemaps]
     rows = join_platemaps(rows, read_platemaps(folders, plate_format=manifest.plate_format, root=root))
     rows = join_metadata_tables(rows, manifest, root)
+    _require_known(rows, manifest)
     return [row for row in rows if is_wanted(row.metadata, manifest)]
+
+
+def _require_known(rows: list[ImageRow], manifest: Manifest) -> None:
+    """Refuse an `only` whose column no table has."""
+    present = {name for row in rows for name in row.metadata} if manifest.only else set()
+    for query in manifest.only if rows else ():
+        column = query.partition("=")[0]
+        if column not in present:
+            nearest = did_you_mean(column, present)
+            raise ManifestError(f'{manifest.file}: only: no table has "{column}" ({query}). Correct it.{nearest}')
 
 
 def _some(rows: list[ImageRow], manifest: Manifest, among: str) -> list[ImageRow]:
     """Return the rows; raise ManifestError where `only` has left none."""
     if not rows and manifest.only:
         remedy = "Ask for others, or correct it" if among else "Correct it"
-        raise ManifestError(f"only: no row{among} has {' or '.join(manifest.only)}. {remedy} in the manifest.")
+        raise ManifestError(f"{manifest.file}: only: no row{among} has {' or '.join(manifest.only)}. {remedy}.")
     return rows
 
 
@@ -120,4 +132,25 @@ def require_unique(rows: Sequence[ImageRow], manifest: Manifest) -> None:
             with apart("duplicate"):
                 raise ManifestError(
                     f"{row.where}: {row.place}{cell} is listed already, in {first.where}. Remove one of the two rows."
+                )
+
+
+def require_one_condition(rows: Sequence[ImageRow], manifest: Manifest, *, control: str) -> None:
+    """Refuse a well of which one row says another condition than the first; counterfactual images have several by nature.
+
+    Where `constants` give one well for all crops of a set it says nothing.
+    """
+    if "Metadata_Well" in manifest.constants:
+        return
+    first: dict[tuple[str, str], tuple[ImageRow, str]] = {}
+    for row in rows:
+        if row.metadata.get("Metadata_Origin"):
+            continue
+        name = condition_of(row, control=control).name
+        other, usual = first.setdefault((row.plate, row.well), (row, name))
+        if name != usual:
+            with apart("condition"):
+                raise ManifestError(
+                    f"{row.where}: plate {row.plate} well {row.well} is {name} here, and {usual} in {other.where}. A well has one "
+                    "condition: correct one of the two rows."
                 )

@@ -96,24 +96,36 @@ class CellData:
 
     def counts(self, rows: Tensor) -> Tensor:
         """Return counts as float32 whole numbers: (batch, channel, y, x), on the device."""
-        bits = self._held.gather(rows)
+        bits = self._held.gather(self.placed(rows) if self._held.device == self.device else rows.cpu())
         if bits.device != self.device:
             pinned = self.device.type == "cuda"
             bits = (bits.pin_memory() if pinned else bits).to(self.device, non_blocking=pinned)
-        return (bits.to(torch.int32) & 0xFFFF if bits.dtype == torch.int16 else bits).float()
+        return (bits.view(torch.uint16) if bits.dtype == torch.int16 else bits).float()
+
+    def expect(self, rows: Tensor) -> None:
+        """Take a hint which rows (on the CPU) the next batch is of; counts in files are read meanwhile."""
+        self._held.expect(rows)
+
+    def placed(self, rows: Tensor) -> Tensor:
+        """Return rows on the device; from page-locked memory, so that the copy is queued like a kernel and no step waits for it."""
+        if rows.device == self.device:
+            return rows
+        return (
+            rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows.to(self.device)
+        )
 
     def batch(self, rows: Tensor, generator: Generator | None = None, *, elements: Tensor | None = None) -> Images:
         """Return images, float32 in [-1, 1].
 
         Parameters
         ----------
-        rows : (batch,), int64, positions in this data.
+        rows : (batch,), int64, positions in this data; on the CPU where no step may wait for the device.
         generator : on the device; draws the noise inside each count's bin, a flip and a quarter turn per image. Without it
             the images are those of the store, up to float32 rounding.
         elements : (batch,), how each image is turned (see `augment.dihedral`), in place of a draw.
         """
-        rows = rows.to(self.device)
         counts = self.counts(rows)
+        rows = self.placed(rows)
         if generator is not None:
             counts = augment.dequantise(counts, full_scale=self.full_scale, generator=generator)
         images = self._terms.at(self._plate.index_select(0, rows)).forward(counts)
@@ -222,11 +234,10 @@ class BatchSource:
 
     def _whole(self, step: int) -> TrainingBatch:
         rows = self.rows(step)
-        device = self.data.device
-        # Page-locked, the copy is queued like a kernel; pageable, every step would wait for the device here.
-        placed = rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
-        noise = make_generator(device, "augment", self.seed, step) if self.augment else None
-        images = self.data.batch(placed, noise)
+        noise = make_generator(self.data.device, "augment", self.seed, step) if self.augment else None
+        images = self.data.batch(rows, noise)
+        self.data.expect(self.rows(step + 1))
+        placed = self.data.placed(rows)
         return TrainingBatch(images, self.data.labels[placed], self._weights[placed], placed)
 
     def _permutation(self, epoch: int) -> Tensor:

@@ -4,6 +4,7 @@ Batches are the same, bit for bit, wherever the counts lie; only the way to them
 """
 
 from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
@@ -29,10 +30,16 @@ class Held(ABC):
 
     shape: tuple[int, ...]
     """(cell, channel, y, x)."""
+    device: torch.device
+    """Where they lie; for files the CPU, which reads them."""
 
     @abstractmethod
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the bits of cells, (batch, channel, y, x): uint8, or int16 that stand for uint16, wherever they come from."""
+        """Return the bits of cells, (batch, channel, y, x): uint8, or int16 that stand for uint16, on `device`, as rows should be."""
+
+    @abstractmethod
+    def expect(self, rows: Tensor) -> None:
+        """Take a hint which rows (on the CPU) are asked for next."""
 
 
 @final
@@ -48,16 +55,19 @@ class InMemory(Held):
         held = torch.as_tensor(counts)
         # Few operations know uint16; int16 of the same bits is gathered, and masked once it is wider.
         self._bits = (held.view(torch.int16) if held.dtype == torch.uint16 else held).to(device)
-        self.shape = tuple(held.shape)
+        self.shape, self.device = tuple(held.shape), self._bits.device
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return the bits of cells, on the device that holds them."""
-        return self._bits.index_select(0, rows.to(self._bits.device))
+        return self._bits.index_select(0, rows.to(self.device))
+
+    def expect(self, rows: Tensor) -> None:
+        """Do nothing: all are there."""
 
 
 @final
 class InFiles(Held):
-    """Counts that stay in a store's shards; a batch is read, verified and decoded when it is asked for.
+    """Counts that stay in a store's shards; a batch is read, verified and decoded while the one before is in use, or when it is asked for.
 
     Parameters
     ----------
@@ -67,11 +77,22 @@ class InFiles(Held):
     def __init__(self, store: "Store", rows: np.ndarray):
         self._reader, self._rows = store.reader("images"), rows
         self.shape = (len(rows), len(store.info.channels), store.info.size_px, store.info.size_px)
+        self.device = torch.device("cpu")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cells")  # the only one that uses the reader
+        self._coming: tuple[Tensor, Future[np.ndarray]] | None = None
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the bits of cells, on the CPU."""
-        counts = torch.from_numpy(self._reader.read(self._rows[rows.cpu().numpy()]))
+        """Return the bits of cells."""
+        if self._coming is None or not torch.equal(self._coming[0], rows):
+            self.expect(rows)
+        assert self._coming is not None
+        (_, read), self._coming = self._coming, None
+        counts = torch.from_numpy(read.result())
         return counts.view(torch.int16) if counts.dtype == torch.uint16 else counts
+
+    def expect(self, rows: Tensor) -> None:
+        """Begin to read the cells that are asked for next."""
+        self._coming = rows, self._thread.submit(self._reader.read, self._rows[rows.numpy()])
 
 
 def hold(store: "Store", rows: np.ndarray, *, device: torch.device, place: Place = "auto") -> Held:

@@ -70,7 +70,7 @@ def _tiff(plane: Plane) -> tuple[tuple[int, ...], Any]:
             return tiff.series[0].shape, tiff.series[0].dtype
         if len(plane.index) > 1 or plane.index[0] >= len(tiff.pages):
             raise ImageError(
-                f"{plane}: no such page; the file has {len(tiff.pages)}, counted from 0. Correct the table."
+                f"{plane}: no such page; the file has {len(tiff.pages)}, counted from 0. Correct the page, or copy the file again."
             )
         page: Any = tiff.pages[plane.index[0]]
         return page.shape, page.dtype

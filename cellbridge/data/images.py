@@ -166,7 +166,7 @@ def _read_tiff(plane: Plane) -> np.ndarray:
                 return tiff.asarray()
             if len(plane.index) > 1 or plane.index[0] >= len(tiff.pages):
                 raise ImageError(
-                    f"{plane}: no such page; the file has {len(tiff.pages)}, counted from 0. Correct the table."
+                    f"{plane}: no such page; the file has {len(tiff.pages)}, counted from 0. Correct the page, or copy the file again."
                 )
             return np.asarray(tiff.pages[plane.index[0]].asarray())
     except ImageError:

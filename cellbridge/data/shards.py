@@ -26,6 +26,8 @@ MAX_SHARD_CELLS = 2048
 MAX_SHARD_BYTES = 64 << 20
 
 _CRC_BYTES = 4
+_PLAIN_BYTES = slice(4, 8)
+"""Where blosc's header says how many bytes a cell has when it is decompressed."""
 _ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
 _MAX_OPEN = 128
@@ -287,8 +289,11 @@ def _shard_file(directory: Path, number: int, *, ndim: int) -> Path:
 
 
 def _decode_into(cell: np.ndarray, stored: bytes, *, what: str) -> None:
-    plain = blosc.decompress(_checked(stored, what=what))
-    cell[...] = np.frombuffer(plain, dtype=cell.dtype).reshape(cell.shape)
+    packed = _checked(stored, what=what)
+    held = int.from_bytes(packed[_PLAIN_BYTES], "little")
+    if held != cell.nbytes:
+        raise ValueError(f"{what} holds {held} bytes, not {cell.nbytes}")
+    blosc.decompress(packed, cell)
 
 
 def _checked(stored: bytes, *, what: str) -> bytes:

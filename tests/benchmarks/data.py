@@ -12,7 +12,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -161,22 +160,15 @@ def processes(size: Size, device: torch.device) -> dict[str, Any]:
         folder = Path(scratch)
         plate = write_plate(folder / "plate", fields=size.shared_fields, field_px=size.field_px, cells=size.cells)
         made: dict[int, list[Path]] = {1: [], 2: []}
-        children: list[float] = []
-        alone, shared = (
-            _into_new(lambda out, n=n: prepare(plate, out, workers=n), folder / str(n), made[n]) for n in (1, 2)
-        )
-        turns = {"1": alone, "2": lambda: children.append(_children_seconds(shared))}
+        turns = {
+            str(n): _into_new(lambda out, n=n: prepare(plate, out, workers=n), folder / str(n), made[n]) for n in (1, 2)
+        }
         times = interleave(turns, blocks=max(2, size.blocks // 2), warm_up=0)
         same = {_manifest(store) for n in (1, 2) for store in made[n]}
     ratio = paired_ratio(times["1"], times["2"])
     return {
         "rows": [
             row(claim, ratio.value, interval=ratio.interval, at_least=1.6, unit="times as fast"),
-            row(
-                "… as the processor times would allow, were nothing else running",
-                float(np.median(times["1"][:, 1]) / np.median(times["2"][:, 1] + np.array(children) / 2)),
-                unit="times as fast",
-            ),
             row("… same store, bit for bit, each time", float(len(same) == 1), at_least=1.0),
         ],
         "seconds": {name: values.tolist() for name, values in times.items()},
@@ -248,14 +240,6 @@ def _into_new(make: Callable[[Path], Any], stem: Path, made: list[Path]) -> Call
         make(made[-1])
 
     return step
-
-
-def _children_seconds(step: Callable[[], object]) -> float:
-    """Return the processor seconds of the processes that a step starts and sees the end of."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    step()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _same_cells(stores: Sequence[Path]) -> tuple[float, int]:

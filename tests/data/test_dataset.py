@@ -87,6 +87,20 @@ def test_counts_stay_in_files_where_half_of_the_free_memory_is_too_little(store,
         hold(store, rows[:0], device=torch.device("cpu"))
 
 
+def test_files_are_read_ahead_and_a_hint_that_was_wrong_changes_nothing(store, monkeypatch):
+    held = hold(store, np.arange(N), device=torch.device("cpu"), place="files")
+    asked = []
+    read = held._reader.read
+    monkeypatch.setattr(held._reader, "read", lambda rows: asked.append(rows.tolist()) or read(rows))
+    expected = store.counts(np.arange(N)).astype(np.int32)
+    for hint, rows in (([3, 1], [3, 1]), ([5], [0, 2]), (None, [4])):
+        if hint is not None:
+            held.expect(torch.tensor(hint))
+        found = held.gather(torch.tensor(rows)).view(torch.uint16).numpy()
+        assert np.array_equal(found, expected[rows])
+    assert asked == [[3, 1], [5], [0, 2], [4]]
+
+
 def test_a_shard_that_changes_under_a_training_is_an_error_and_no_other_pixels(store, tmp_path):
     shutil.copytree(store.info.path, tmp_path / "s")
     copied = open_store(tmp_path / "s")

@@ -107,7 +107,7 @@ def test_columns_that_differ_between_planes_describe_the_plane_and_are_left_away
         ),
         ("d,p,A01,1,DAPI,x,1\n", 'row 2: channel "DAPI" is not known. Name it under channel_names'),
         ("d,p,A01,1,DNA,x,1\n", "1 of 1 fields lack a channel: plate p well A01 site 1: no ER"),
-        ("d,p,Q25,1,DNA,x,1\n", "row 2 Metadata_Well: well"),
+        ("d,p,Q25,1,DNA,x,1\n", "row 2 well: well"),
         (",p,A01,1,DNA,x,1\n", "row 2 path: no path is given"),
     ],
 )

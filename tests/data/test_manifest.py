@@ -44,9 +44,10 @@ def test_every_key_stands_in_the_column_dictionary() -> None:
 
 
 def test_a_dumped_manifest_reads_back_equal(tmp_path: Path) -> None:
-    manifest, _ = read_manifest(write(tmp_path, columns={"Metadata_Compound": "x"}, pixel_um=0.65))
-    (tmp_path / "again.yaml").write_text(dump_manifest(manifest))
-    assert read_manifest(tmp_path / "again.yaml")[0] == manifest
+    file = write(tmp_path, columns={"Metadata_Compound": "x"}, pixel_um=0.65)
+    manifest, _ = read_manifest(file)
+    file.write_text(dump_manifest(manifest))
+    assert read_manifest(file)[0] == manifest
 
 
 def test_a_control_that_is_written_out_stays_so(tmp_path: Path) -> None:

@@ -118,7 +118,10 @@ def test_urls_are_mapped_to_the_root_and_illumination_columns_passed_over(tmp_pa
             "FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,e,p,Q25\n",
             "load_data.csv row 2 Metadata_Well: well",
         ),
-        ("FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,e,,A01\n", "row 2: Metadata_Plate is empty"),
+        (
+            "FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,e,,A01\n",
+            "row 2 Metadata_Plate: the plate is empty",
+        ),
         ("FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,,p,A01\n", "row 2 FileName_ER: no path"),
         ("FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well\nd,../../etc/passwd,p,A01\n", "outside the root"),
         ("FileName_DNA,FileName_ER,Metadata_Plate,Metadata_Well,Metadata_Site\nd,e,p,A01,../1\n", "Metadata_Site"),
@@ -197,7 +200,7 @@ def test_concentrations_are_in_micromolar(text: str, unit: str, expected: str, t
         (
             "A01\t\t\tDMSO\n",
             {"control": "Metadata_solvant=DMSO"},
-            'control: no table has "Metadata_solvant" (Metadata_solvant=DMSO). Did you mean "Metadata_solvent"?',
+            'control: no table has "Metadata_solvant" (Metadata_solvant=DMSO). Correct it. Did you mean "Metadata_solvent"?',
         ),
         (
             "A01\tLUC\t\tDMSO\nA02\t\t\tDMSO\n",

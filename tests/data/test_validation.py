@@ -64,7 +64,7 @@ def test_fields_without_a_channel_are_listed_and_their_other_images_are_looked_a
     found = check(folder)
     assert found.keys() == {"missing_channel", "empty_file"}
     assert [line.partition(": ")[2] for line in found["missing_channel"]] == [
-        f"plate P well {well} site 1: no {channel} → Add the images, or leave the channel or the field out."
+        f"plate P well {well} site 1: no {channel} → Add the images, add or mend their rows, or leave the channel or the field out."
         for well, channel in (("A02", "ER"), ("A03", "DNA"))
     ]
 

@@ -297,7 +297,7 @@ def test_a_control_query_of_a_column_that_no_table_has_is_a_problem(
     changed(folder / "manifest.yaml", ("channels:", "control: Metadata_pert_tpe=negcon\nchannels:"))
     code, summary = found(folder, capsys)
     assert (code, list(summary["kinds"])) == (2, ["condition"])
-    assert summary["all"][0]["remedy"].startswith('Did you mean "Metadata_pert_type"?')
+    assert summary["all"][0]["remedy"].startswith('Correct it. Did you mean "Metadata_pert_type"?')
 
 
 def test_what_is_wrong_with_the_manifest_is_of_that_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

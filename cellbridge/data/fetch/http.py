@@ -9,10 +9,10 @@ RFC 9110, HTTP Semantics: 13.1.5 If-Range, 14.2 Range, 14.4 Content-Range, 10.2.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cellbridge.data.fetch.remotes import Facts, Remote, Stream, TryAgain
+from cellbridge.data.fetch.remotes import Facts, Pause, Remote, Stream, TryAgain, awaited, never_stopped
 from cellbridge.errors import FetchError, in_one_line
 
 if TYPE_CHECKING:
@@ -32,12 +32,19 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
 class Http(Remote):
-    """Files by their URL."""
+    """Files by their URL.
 
-    def __init__(self, *, timeout_s: float):
+    Parameters
+    ----------
+    timeout_s : how long a connection may bring nothing.
+    pause : raises where the work was stopped.
+    """
+
+    def __init__(self, *, timeout_s: float, pause: Pause = never_stopped):
         import aiohttp
         import fsspec
 
+        self._timeout_s, self._pause = timeout_s, pause
         self._files: Any = fsspec.filesystem(
             "https",
             skip_instance_cache=True,
@@ -58,18 +65,20 @@ class Http(Remote):
     def read(self, url: str, *, start: int, facts: Facts) -> Stream:
         """Ask for the rest of a file that is still the one of `facts`."""
         body, begins = self._wait(url, self._open, url, start, facts)
-        return Stream(begins, iter(()) if body is None else self._blocks(url, body))
+        return Stream(begins, self._blocks(url, body))
 
     def files_under(self, url: str) -> dict[str, Facts]:
         """HTTP has no way to list a folder."""
         raise FetchError(f"{url}: HTTP cannot list a folder. Name its files in the manifest, one by one or by a table.")
 
-    def _blocks(self, url: str, body: "_Body") -> Iterator[bytes]:
+    def _blocks(self, url: str, body: "_Body | None") -> Generator[bytes, None, None]:
+        if body is None:
+            return
         try:
             while block := self._wait(url, body.take):
                 yield block
         finally:
-            self._files.loop.call_soon_threadsafe(body.close)
+            awaited(body.close(), self._files.loop, pause=never_stopped)
 
     async def _look(self, url: str) -> Facts:
         session = await self._files.set_session()
@@ -98,22 +107,27 @@ class Http(Remote):
             response.close()
             raise
 
-    def _wait(self, url: str, work: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
+    def _wait(self, url: str, work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) -> Result:
         """Run one step in the loop, and tell what will pass from what will not."""
         import aiohttp
-        from fsspec.asyn import sync
 
         try:
-            result: Result = sync(self._files.loop, work, *arguments)
-        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects) as error:
+            return awaited(work(*arguments), self._files.loop, pause=self._pause)
+        except aiohttp.TooManyRedirects as error:
+            times = len(error.history)
+            raise FetchError(
+                f"{url}: leads nowhere (redirected {times} times). Correct the URL in the manifest."
+            ) from None
+        except (aiohttp.NonHttpUrlClientError, ValueError) as error:  # of the latter, what is no URL
             raise FetchError(f"{url}: leads nowhere ({in_one_line(error)}). Correct the URL in the manifest.") from None
         except aiohttp.ClientConnectorCertificateError as error:
             raise FetchError(
                 f"{url}: its certificate is not trusted ({in_one_line(error)}). Ask who runs the server."
             ) from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except TimeoutError:
+            raise TryAgain(f"brought nothing for {self._timeout_s:g} s, or took no connection") from None
+        except (aiohttp.ClientError, OSError) as error:
             raise TryAgain(in_one_line(error)) from None
-        return result
 
 
 class _Body:
@@ -145,10 +159,11 @@ class _Body:
             break
         return b"".join(taken)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the connection, unless all was taken and it can serve again."""
         self._pump.cancel()
         self._response.close()
+        await asyncio.wait([self._pump])
 
     async def _run(self) -> None:
         try:

@@ -5,14 +5,14 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cellbridge.data.fetch.crew import Crew
 from cellbridge.data.fetch.items import STATE, Item, Place
 from cellbridge.data.fetch.ledger import Ledger
 from cellbridge.data.fetch.remotes import Facts, Remotes, TryAgain
 from cellbridge.data.fetch.transfer import RESERVE_BYTES, Partial, Patience, file_sums, patiently, satisfies
-from cellbridge.errors import FetchError, ResourceError
+from cellbridge.errors import FetchError, ManifestError, ResourceError
 
 _PROBE_FROM_BYTES = 32 << 20
 _PROBE_BYTES, _PROBE_S = 4 << 20, 2.0
@@ -64,6 +64,11 @@ class Plan:
     @property
     def kept(self) -> int:
         """How many of them are here already, in partial files."""
+        return sum(wanted.kept for wanted in self.wanted if wanted.size is not None)
+
+    @property
+    def begun(self) -> int:
+        """Bytes of partial files, those of unknown size too."""
         return sum(wanted.kept for wanted in self.wanted)
 
     @property
@@ -77,7 +82,7 @@ class Plan:
         text = f"{len(self.wanted)} files to fetch, {in_words(rest)}"
         text += f" and {self.unknown} of unknown size" if self.unknown else ""
         text += f"; {len(self.there)} are here already" if self.there else ""
-        text += f"; {in_words(self.kept)} lie here of files begun" if self.kept else ""
+        text += f"; {in_words(self.begun)} lie here of files begun" if self.begun else ""
         if not self.wanted:
             return text
         if self.unknown or (rate is None and rest >= _PROBE_FROM_BYTES):
@@ -130,6 +135,8 @@ def expand(items: Iterable[Item], scene: Scene) -> tuple[list[Item], dict[str, F
             continue
         for name, said in sorted(_listed(item, scene).items()):
             path = scene.place.path(f"{item.path}/{name}", where=item.url)
+            if not PurePosixPath(path).is_relative_to(item.path):
+                raise ManifestError(f'{item.url}: lists "{name}", which would leave {item.path}. Name its files one by one.')
             files.append(replace(item, url=f"{item.url.rstrip('/')}/{name}", path=path, is_folder=False))
             facts[path] = said
     return files, facts
@@ -190,10 +197,11 @@ def measured_rate(plan: Plan, scene: Scene) -> float | None:
     started, n_bytes = time.monotonic(), 0
     try:
         stream = scene.remotes.of(largest.item.url).read(largest.item.url, start=0, facts=largest.facts)
-        for block in stream.blocks:
-            n_bytes += len(block)
-            if n_bytes >= _PROBE_BYTES or time.monotonic() - started > _PROBE_S:
-                break
+        with closing(stream.blocks) as blocks:
+            for block in blocks:
+                n_bytes += len(block)
+                if n_bytes >= _PROBE_BYTES or time.monotonic() - started > _PROBE_S:
+                    break
     except (TryAgain, FetchError):  # it will be told when the file itself is fetched
         return None
     return n_bytes / max(time.monotonic() - started, 1e-6) if n_bytes else None

@@ -1,15 +1,22 @@
 """Where files come from: what a server says of a file, and its bytes from any place on. S3 and local folders through fsspec."""
 
+import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cellbridge.errors import ConfigError, FetchError, in_one_line
 
+Result = TypeVar("Result")
+Pause = Callable[[float], None]
+"""Waits so many seconds; raises where the work was stopped before or meanwhile."""
+
 _BLOCK = 8 << 20
+_LOOK_EVERY_S = 0.25
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
@@ -47,7 +54,8 @@ class Stream:
     """The bytes of a file from `start` on: the place asked for, or 0 where the server sends only the whole."""
 
     start: int
-    blocks: Iterator[bytes]
+    blocks: Generator[bytes, None, None]
+    """To be closed where it is left before its end: a connection hangs on it."""
 
 
 class Remote(ABC):
@@ -88,11 +96,31 @@ class Access:
     s3_endpoint: str | None = None
 
 
-class Remotes:
-    """One `Remote` per kind of URL, made when it is first needed."""
+def awaited(step: Coroutine[Any, Any, Result], loop: asyncio.AbstractEventLoop, *, pause: Pause) -> Result:
+    """Return what a step in the loop of fsspec comes to; once the work is stopped it is not waited for, however slow its server is."""
+    running = asyncio.run_coroutine_threadsafe(step, loop)
+    try:
+        while not wait([running], timeout=_LOOK_EVERY_S).done:
+            pause(0.0)
+        return running.result()
+    finally:
+        running.cancel()
 
-    def __init__(self, access: Access):
-        self._access = access
+
+def never_stopped(seconds: float) -> None:
+    """A `Pause` of work that nothing stops."""
+
+
+class Remotes:
+    """One `Remote` per kind of URL, made when it is first needed.
+
+    Parameters
+    ----------
+    pause : raises where the work was stopped.
+    """
+
+    def __init__(self, access: Access, *, pause: Pause = never_stopped):
+        self._access, self._pause = access, pause
         self._made: dict[str, Remote] = {}
 
     def of(self, url: str) -> Remote:
@@ -107,20 +135,22 @@ class Remotes:
         if kind == "http":
             from cellbridge.data.fetch.http import Http
 
-            return Http(timeout_s=self._access.timeout_s)
-        return _s3(self._access) if kind == "s3" else _local()
+            return Http(timeout_s=self._access.timeout_s, pause=self._pause)
+        return _s3(self._access, self._pause) if kind == "s3" else _local()
 
 
 class FileSystem(Remote):
     """Files that fsspec reads by ranges: S3, and folders of this machine."""
 
-    def __init__(self, filesystem: Any, *, passing: tuple[type[Exception], ...] = (OSError,)):
-        self._files, self._passing = filesystem, passing
+    def __init__(
+        self, filesystem: Any, *, passing: tuple[type[Exception], ...] = (OSError,), pause: Pause = never_stopped
+    ):
+        self._files, self._passing, self._pause = filesystem, passing, pause
 
     def look(self, url: str) -> Facts:
         """Return size, version and md5; a folder is no file."""
         with _told(url, self._passing):
-            info = self._files.info(url)
+            info = self._ask("info", url)
         if info.get("type") == "directory":
             raise FetchError(
                 f'{url}: is a folder, expected a file. Write its path with "/" at the end to fetch all of it.'
@@ -135,17 +165,23 @@ class FileSystem(Remote):
         """List a folder and all below it."""
         with _told(url, self._passing):
             folder = self._files._strip_protocol(url).rstrip("/") + "/"
-            found = self._files.find(url, detail=True)
+            found = self._ask("find", url, detail=True)
         files = {name.removeprefix(folder): _facts(info) for name, info in found.items() if name.startswith(folder)}
         if not files:
             raise FetchError(f"{url}: holds no file, expected a folder with some. Correct its path in the manifest.")
         return {name: facts for name, facts in files.items() if name}
 
-    def _blocks(self, url: str, start: int, size: int) -> Iterator[bytes]:
+    def _ask(self, what: str, url: str, **arguments: Any) -> Any:
+        """Call a method of the file system, so that a stop need not wait for a range to come where the connection is slow."""
+        if not self._files.async_impl:
+            return getattr(self._files, what)(url, **arguments)
+        return awaited(getattr(self._files, f"_{what}")(url, **arguments), self._files.loop, pause=self._pause)
+
+    def _blocks(self, url: str, start: int, size: int) -> Generator[bytes, None, None]:
         while start < size:
             end = min(start + _BLOCK, size)
             with _told(url, self._passing):
-                block = self._files.cat_file(url, start=start, end=end)
+                block = self._ask("cat_file", url, start=start, end=end)
             if len(block) != end - start:
                 raise TryAgain(f"sent {len(block)} bytes where {end - start} were asked for (from byte {start})")
             yield block
@@ -166,7 +202,7 @@ def _local() -> FileSystem:
     return FileSystem(fsspec.filesystem("file", skip_instance_cache=True))
 
 
-def _s3(access: Access) -> FileSystem:
+def _s3(access: Access, pause: Pause) -> FileSystem:
     try:
         import s3fs
         from aiohttp import ClientError
@@ -184,7 +220,7 @@ def _s3(access: Access) -> FileSystem:
         skip_instance_cache=True,
     )
     filesystem.retries = 1  # tried again, and waited for, in one place only: transfer.py
-    return FileSystem(filesystem, passing=(OSError, BotoCoreError, ClientError))
+    return FileSystem(filesystem, passing=(OSError, BotoCoreError, ClientError), pause=pause)
 
 
 @contextmanager

@@ -76,6 +76,8 @@ class Fetch(Section):
         scheme, separator, _ = url.partition("://")
         if separator and scheme not in SCHEMES:
             raise ValueError(f'"{scheme}://" is not understood; use one of {", ".join(SCHEMES)}, or a folder')
+        if separator and not url.removeprefix(f"{scheme}://").strip("/") and scheme != "file":
+            raise ValueError(f'"{url}" names no {"bucket" if scheme == "s3" else "server"}')
         return url
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -185,10 +186,11 @@ class Transfer:
             self.advance(stream.start - start)
         size, limit = stream.start, facts.size if facts.size is not None else self.item.size
         room_at = size
-        with self.partial.data.open("r+b" if self.partial.data.exists() else "xb") as out:
+        data = self.partial.data
+        with closing(stream.blocks) as blocks, data.open("r+b" if data.exists() else "xb") as out:
             out.truncate(size)
             out.seek(size)
-            for block in stream.blocks:
+            for block in blocks:
                 if size >= room_at:
                     _require_room(self.partial.folder)
                     room_at = size + _LOOK_AT_ROOM_EVERY

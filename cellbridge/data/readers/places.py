@@ -150,7 +150,7 @@ def _require_channels(fields: Mapping[tuple[str, str, str], Mapping[str, PlaneRo
             places.append(next(iter(channels.values())).where)
     if lacking:
         more = f" | … {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
-        remedy = "Add the images, or leave the channel or the field out."
+        remedy = "Add the images, add or mend their rows, or leave the channel or the field out."
         summary = f"{places[0]}: {len(lacking)} of {len(fields)} fields lack a channel: {' | '.join(lacking[:_SHOWN])}{more}. {remedy}"
         lines = [f"{where}: {line}. {remedy}" for where, line in zip(places, lacking, strict=True)]
         refuse("missing_channel", lines, summary=summary)

@@ -63,10 +63,10 @@ def _planes(table: Table, manifest: Manifest, root: Path) -> list[PlaneRow]:
 
 def _well(row: Mapping[str, str], manifest: Manifest, *, where: str) -> str:
     """Return the well, on which `well` has to agree with `row` and `col` where a row has both."""
-    named, at = row.get("well", ""), f"{where} row, col"
-    if named and not (row.get("row") and row.get("col")):
+    named, at, places = row.get("well", ""), f"{where} row, col", (row.get("row", ""), row.get("col", ""))
+    if named and not all(text.isdecimal() for text in places):
         return named
-    by_place = well_of(row.get("row", ""), row.get("col", ""), where=at)
+    by_place = well_of(*places, where=at)
     if named:
         size = manifest.plate_format
         found = [parse_well(text, plate_format=size, where=f"{where} well") for text in (named, by_place)]

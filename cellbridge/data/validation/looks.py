@@ -158,10 +158,13 @@ def _wrong_axes(header: Header, row: ImageRow, key: str, manifest: Manifest) -> 
     elif not manifest.holds_fields:
         channels, axis = len(manifest.channels), {"HWC": 2, "CHW": 0, None: None}[manifest.axes]
         three = header.shape if len(header.shape) == 3 else (1, *header.shape)
-        fits = three[axis] == channels if axis is not None else channels in (three[0], three[-1])
-        if len(three) != 3 or not fits:
+        ends = (three[0], three[-1]) if axis is None else (three[axis],)
+        if len(three) != 3 or channels not in ends:
             remedy = "Correct channels or axes in the manifest, or the file."
             yield _problem("shape", f"shape {header.shape}, expected {channels} channels", remedy, row, key)
+        elif len(header.shape) == 3 and ends == (channels, channels):
+            found = f"shape {header.shape} leaves open which axis holds the {channels} channels"
+            yield _problem("shape", found, "Set axes: HWC or CHW in the manifest.", row, key)
 
 
 def _wrong_counts(pixels: Pixels, name: str, row: ImageRow, key: str, manifest: Manifest) -> Iterator[Problem]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellbridge.data.annotation import annotate, require_control
-from cellbridge.data.catalogue import listed_rows, require_unique
+from cellbridge.data.catalogue import listed_rows, require_one_condition, require_unique
 from cellbridge.data.manifest import Manifest
-from cellbridge.data.readers.faults import listed
+from cellbridge.data.readers.faults import Fault, listed
 from cellbridge.data.readers.platemap import read_platemaps
 from cellbridge.data.readers.rows import ImageRow, natural
 from cellbridge.data.selection import EVERYTHING, Selection
@@ -71,13 +71,16 @@ def check_tables(plate: Plate, findings: Findings) -> list[ImageRow]:
             rows, others = listing.rows, listing.others
         if rows:
             described = rows
-            with _noted(findings, plate.file, kind="condition"):
-                described, _ = annotate(rows, manifest, others=others)
+            with _noted(
+                findings, plate.file, kind="condition", unless=_something_is_not_joined(rows, faults, manifest)
+            ):
+                described, control = annotate(rows, manifest, others=others)
+                require_one_condition(described, manifest, control=control)
             require_unique(rows, manifest)
             if not plate.all_cells:
                 known = all("Metadata_pert_type" in row.metadata for row in described)
                 require_control(described if known else [], manifest, plate.selection)
-            _remark_blank_controls(described, plate, findings)
+            _remark_blank_controls(described, plate, findings, of=len({(row.plate, row.well) for row in rows}))
     findings.add_faults(faults, default=plate.file)
     _check_sites(rows, manifest, findings)
     _check_files(rows, findings)
@@ -86,22 +89,28 @@ def check_tables(plate: Plate, findings: Findings) -> list[ImageRow]:
 
 
 @contextmanager
-def _noted(findings: Findings, file: Path, *, kind: str) -> Iterator[None]:
-    """Note an error that concerns the whole of a step, and go on after it."""
+def _noted(findings: Findings, file: Path, *, kind: str, unless: bool = False) -> Iterator[None]:
+    """Note an error that concerns the whole of a step, unless it follows from another that is noted, and go on after it."""
     try:
         yield
     except ManifestError as error:
-        findings.add_text(kind, str(error), default=file)
+        if not unless:
+            findings.add_text(kind, str(error), default=file)
 
 
-def _remark_blank_controls(rows: Sequence[ImageRow], plate: Plate, findings: Findings) -> None:
+def _something_is_not_joined(rows: Sequence[ImageRow], faults: Sequence[Fault], manifest: Manifest) -> bool:
+    """Say whether a plate map or metadata table is at fault and reached no row, so that its columns are missed."""
+    at_fault = any(fault.kind in ("platemap", "metadata_table") for fault in faults)
+    return at_fault and max(len(row.joined) for row in rows) < bool(manifest.platemaps) + len(manifest.metadata_tables)
+
+
+def _remark_blank_controls(rows: Sequence[ImageRow], plate: Plate, findings: Findings, *, of: int) -> None:
     """Remark the wells that are control for no other reason than an empty compound."""
     wells, mapped = Tally(), bool(plate.manifest.platemaps)  # a well that the map lacks is told of as such
     blank = (row for row in rows if row.blank_control and (row.joined or not mapped))
     for name, well in dict.fromkeys((row.plate, row.well) for row in blank):
         wells.add(f"plate {name} well {well}")
     if wells.count:
-        of = len({(row.plate, row.well) for row in rows})
         found = f"{wells.count} of {of} wells are control by an empty compound alone ({wells.names})"
         remedy = (
             "Where an empty compound is the vehicle nothing needs to be done, and `control: Metadata_Compound=` in the manifest says so; "
@@ -127,18 +136,27 @@ def _check_sites(rows: Sequence[ImageRow], manifest: Manifest, findings: Finding
                 found = f"plate {plate} well {well} has no site {site}, which {having[site]} of {len(sites)} wells have"
                 file = first[plate, well].where.partition(" row ")[0]
                 findings.add(
-                    "missing_site", found, "Copy its images and add its rows, or leave the well out.", file=file
+                    "missing_site", found, "Copy its images, add or mend its rows, or leave the well out.", file=file
                 )
 
 
 def _check_files(rows: Sequence[ImageRow], findings: Findings) -> None:
     """Note files, pages and parts that are listed for two channels or fields."""
     first: dict[str, tuple[ImageRow, str]] = {}
+    fields: dict[tuple[str, ...], ImageRow] = {}
     for row in rows:
+        place = (
+            row.plate,
+            row.well,
+            row.site,
+            row.metadata.get("Metadata_Cell", str(id(row)) if "" in row.images else ""),
+        )
+        if fields.setdefault(place, row) is not row and not row.metadata.get("Metadata_Origin"):
+            continue  # told of as a row that stands twice
         for key, plane in row.images.items():
             other, channel = first.setdefault(str(plane), (row, key))
             if other is not row or channel != key:
-                found = f"{plane} is listed for {_name(other, channel)} and for {_name(row, key)}"
+                found = f"{plane} is listed already, for {_name(other, channel)} in {other.where}"
                 _add(findings, "duplicate", found, "Correct one of the two rows.", row, key)
 
 

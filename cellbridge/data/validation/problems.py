@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cellbridge.data.manifest import Manifest
 from cellbridge.data.readers.faults import Fault
 
 KINDS = {
@@ -57,6 +58,8 @@ REMARKS = {
 _AT_A_ROW = re.compile(r"(?P<file>.+?) row (?P<row>\d+)(?: (?P<field>.+))?", re.DOTALL)
 _FILE = re.compile(r'[^"]*(?:/[^"]*|\.\w{1,8})')
 _SENTENCE = re.compile(r"[.?] +(?=[A-Z])")
+_KEY = re.compile(r'(?:unknown key )?"([\w.]+)"(?= = | is required|$)|([a-z_]+)(?=: | ")')
+"""How a message about a manifest begins that concerns one of its keys."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,22 @@ def of_text(kind: str, text: str, *, default: str) -> Problem:
         found, remedy = _sentences(rest)
         return Problem(kind, at_row["file"], int(at_row["row"]), at_row["field"] or "", found, remedy)
     if colon and _FILE.fullmatch(place):
-        return Problem(kind, place, None, "", *_sentences(rest))
+        found, remedy = _sentences(rest)
+        return Problem(kind, place, None, _key(found) if place.endswith((".yaml", ".yml")) else "", found, remedy)
     return Problem(kind, default, None, "", *_sentences(text))
 
 
+def _key(found: str) -> str:
+    """Return the key of a manifest that a message is about; "" where it is about none."""
+    match = _KEY.match(found)
+    return "" if match is None else match[1] or (match[2] if match[2] in Manifest.model_fields else "")
+
+
 def _sentences(text: str) -> tuple[str, str]:
-    """Return what was found, and the remedy: the first sentence and the others."""
-    end = _SENTENCE.search(text)
+    """Return what was found, and the remedy: the first sentence and the others; what another program said stands in brackets."""
+    ends = list(_SENTENCE.finditer(text))
+    outside = (end for end in ends if text.count("(", 0, end.start()) == text.count(")", 0, end.start()))
+    end = next(outside, ends[0] if ends else None)
     return (text.rstrip("."), "Correct it.") if end is None else (text[: end.start()], text[end.end() :])
 
 
