@@ -39,7 +39,7 @@ def _require_mapped(rows: Sequence[ImageRow], platemaps: Mapping[str, PlateMap])
     for row in rows:
         if row.plate not in platemaps:
             absent.setdefault((row.plate, ""), []).append(row)
-        elif row.well not in platemaps[row.plate].wells:
+        elif row.well not in platemaps[row.plate].wells and platemaps[row.plate].is_whole:
             absent.setdefault((row.plate, row.well), []).append(row)
     for (plate, well), some in absent.items():
         with apart("platemap"):
@@ -57,7 +57,7 @@ def _require_mapped(rows: Sequence[ImageRow], platemaps: Mapping[str, PlateMap])
 def _joined(row: ImageRow, platemaps: Mapping[str, PlateMap]) -> ImageRow:
     entry = platemaps[row.plate].wells.get(row.well) if row.plate in platemaps else None
     if entry is None:
-        return row
+        return replace(row, lacking=True)
     for name, text in entry.columns.items():
         if row.metadata.get(name, text) != text:
             raise ManifestError(

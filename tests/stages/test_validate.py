@@ -285,7 +285,7 @@ def test_treated_wells_by_themselves_are_a_remark_and_not_the_manifests_fault(
     assert (code, list(summary["kinds"])) == (0, ["control_not_asked_for"])
     assert (
         summary["all"][0]["found"]
-        == f'plate "{PLATE}" has no control among the wells asked for: none of them has {NEGCON}'
+        == f'control: plate "{PLATE}" has no control among the wells asked for: none of them has {NEGCON}'
     )
     assert summary["all"][0]["remedy"].startswith("Add control wells of the plate to --wells")
 

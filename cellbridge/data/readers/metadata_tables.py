@@ -124,9 +124,11 @@ def _require_entries(
 def _with_entry(
     row: ImageRow, section: MetadataTable, entries: Mapping[Key, Entry], absent: Mapping[str, str]
 ) -> ImageRow:
-    entry = entries.get(tuple(row.metadata.get(column, "") for column in section.keys))
+    key = tuple(row.metadata.get(column, "") for column in section.keys)
+    entry = entries.get(key)
     if entry is None:
-        return replace(row, metadata={**absent, **row.metadata})
+        lacking = row.lacking or (section.complete and any(key))
+        return replace(row, metadata={**absent, **row.metadata}, lacking=lacking)
     for name, text in entry.columns.items():
         if text and row.metadata.get(name, "") not in ("", text):
             raise ManifestError(

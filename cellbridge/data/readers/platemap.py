@@ -19,10 +19,11 @@ BARCODE_TABLE = "barcode_platemap.csv"
 
 @dataclass(frozen=True)
 class PlateMap:
-    """What every well of a layout holds, and what messages call the map."""
+    """What every well of a layout holds, what messages call the map, and whether it could be read."""
 
     name: str
     wells: Mapping[str, Entry]
+    is_whole: bool = True
 
 
 def read_platemaps(folders: Sequence[Path], *, plate_format: int, root: Path | None = None) -> dict[str, PlateMap]:
@@ -55,6 +56,7 @@ def _read_folder(folder: Path, plates: dict[str, PlateMap], *, plate_format: int
                 raise ManifestError(
                     f'{table.where(index)} Assay_Plate_Barcode: plate "{plate}" stands twice. Remove one row.'
                 )
+            plates[plate] = PlateMap(name, {}, is_whole=False)  # as which it stays where its map is at fault
             if name not in maps:
                 file = _map_file(folder, name, where=f"{table.where(index)} Plate_Map_Name")
                 maps[name] = _read_map(file, plate_format=plate_format, root=root)

@@ -40,6 +40,7 @@ class ImageRow:
         name one.
     joined : what other tables have added to the metadata.
     names : `Metadata_*` → what the row's own table calls the column, for messages.
+    lacking : whether a plate map or table that has to say more of it does not, where faults are listed.
     blank_control : whether it is control by its empty compound alone, as no pert_type or query says so.
     """
 
@@ -51,6 +52,7 @@ class ImageRow:
     joined: tuple[Entry, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     blank_control: bool = False
+    lacking: bool = False
 
     @property
     def plate(self) -> str:

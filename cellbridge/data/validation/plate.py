@@ -74,12 +74,14 @@ def check_tables(plate: Plate, findings: Findings) -> list[ImageRow]:
             with _noted(
                 findings, plate.file, kind="condition", unless=_something_is_not_joined(rows, faults, manifest)
             ):
-                described, control = annotate(rows, manifest, others=others)
+                described, control = annotate([row for row in rows if not row.lacking], manifest, others=others)
                 require_one_condition(described, manifest, control=control)
             require_unique(rows, manifest)
             if not plate.all_cells:
                 known = all("Metadata_pert_type" in row.metadata for row in described)
-                require_control(described if known else [], manifest, plate.selection)
+                unknown = {row.plate for row in rows if row.lacking}
+                of_known = [row for row in described if known and row.plate not in unknown]
+                require_control(of_known, manifest, plate.selection)
             _remark_blank_controls(described, plate, findings, of=len({(row.plate, row.well) for row in rows}))
     findings.add_faults(faults, default=plate.file)
     _check_sites(rows, manifest, findings)
@@ -106,9 +108,8 @@ def _something_is_not_joined(rows: Sequence[ImageRow], faults: Sequence[Fault], 
 
 def _remark_blank_controls(rows: Sequence[ImageRow], plate: Plate, findings: Findings, *, of: int) -> None:
     """Remark the wells that are control for no other reason than an empty compound."""
-    wells, mapped = Tally(), bool(plate.manifest.platemaps)  # a well that the map lacks is told of as such
-    blank = (row for row in rows if row.blank_control and (row.joined or not mapped))
-    for name, well in dict.fromkeys((row.plate, row.well) for row in blank):
+    wells = Tally()
+    for name, well in dict.fromkeys((row.plate, row.well) for row in rows if row.blank_control):
         wells.add(f"plate {name} well {well}")
     if wells.count:
         found = f"{wells.count} of {of} wells are control by an empty compound alone ({wells.names})"
