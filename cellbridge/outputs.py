@@ -8,8 +8,12 @@ from cellbridge.errors import CheckpointError, RunError
 from cellbridge.runs import MANIFEST, read_manifest
 
 
-def require_directory(directory: Path) -> None:
+def require_directory(directory: Path, *, option: str = "--out") -> None:
     """Check that files can be written into a directory, which may be still to be made; nothing is created.
+
+    Parameters
+    ----------
+    option : what names it on the command line.
 
     Raises
     ------
@@ -18,15 +22,15 @@ def require_directory(directory: Path) -> None:
     path = directory.resolve()
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
-            raise RunError(f"{directory}: {place} is a file. Choose another --out.")
+            raise RunError(f"{directory}: {place} is a file. Choose another {option}.")
         if _is_published(place):
             raise RunError(
-                f"{directory}: {place} is a finished result, which nothing may be added to. Choose another --out."
+                f"{directory}: {place} is a finished result, which nothing may be added to. Choose another {option}."
             )
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise RunError(
-            f"{directory}: {nearest} may not be written to. Change its permissions, or choose another --out."
+            f"{directory}: {nearest} may not be written to. Change its permissions, or choose another {option}."
         )
 
 

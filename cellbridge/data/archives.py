@@ -122,6 +122,8 @@ def unpack(archive: Path, into: Path, *, limits: Limits, what: str) -> dict[str,
             path = into / name
             path.parent.mkdir(parents=True, exist_ok=True)
             members[name] = _write(content, path, budget)
+        if not members:
+            raise EOFError("holds no file")
     except _DAMAGE as error:
         reason = in_one_line(error)
         raise FetchError(
@@ -212,6 +214,8 @@ def _tar_members(archive: Path, budget: _Budget, names: Names, into: Path) -> It
                 assert content is not None
                 yield name, content
                 setattr(opened, "members", [])  # noqa: B010 - or every header stays in memory
+            if stream.latest != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header, or none, for the end
+                raise tarfile.ReadError(f"no header and no end at byte {opened.offset}")
         while stream.read(_BLOCK):  # to the end, where the compressed stream's own checksum stands
             pass
 
@@ -221,13 +225,15 @@ class _Metered(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], budget: _Budget):
         self._stream, self._budget = stream, budget
+        self.latest = b""
+        """What was read last: after the members, the block that should say that there are no more."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _LONGEST_HEADER:
             raise FetchError(
                 f"{self._budget.what}: has a header of {size} bytes; it is damaged or a bomb. Nothing of it was kept."
             )
-        data = self._stream.read(size)
+        self.latest = data = self._stream.read(size)
         self._budget.require(self._stream.tell())
         return data
 

@@ -102,10 +102,6 @@ class CellData:
             bits = (bits.pin_memory() if pinned else bits).to(self.device, non_blocking=pinned)
         return (bits.view(torch.uint16) if bits.dtype == torch.int16 else bits).float()
 
-    def expect(self, rows: Tensor) -> None:
-        """Take a hint which rows (on the CPU) the next batch is of; counts in files are read meanwhile."""
-        self._held.expect(rows)
-
     def placed(self, rows: Tensor) -> Tensor:
         """Return rows on the device; from page-locked memory, so that the copy is queued like a kernel and no step waits for it."""
         if rows.device == self.device:
@@ -114,7 +110,14 @@ class CellData:
             rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows.to(self.device)
         )
 
-    def batch(self, rows: Tensor, generator: Generator | None = None, *, elements: Tensor | None = None) -> Images:
+    def batch(
+        self,
+        rows: Tensor,
+        generator: Generator | None = None,
+        *,
+        elements: Tensor | None = None,
+        following: Tensor | None = None,
+    ) -> Images:
         """Return images, float32 in [-1, 1].
 
         Parameters
@@ -123,8 +126,11 @@ class CellData:
         generator : on the device; draws the noise inside each count's bin, a flip and a quarter turn per image. Without it
             the images are those of the store, up to float32 rounding.
         elements : (batch,), how each image is turned (see `augment.dihedral`), in place of a draw.
+        following : rows (on the CPU) of the batch after this one, which are read meanwhile where counts lie in files.
         """
         counts = self.counts(rows)
+        if following is not None:
+            self._held.expect(following)
         rows = self.placed(rows)
         if generator is not None:
             counts = augment.dequantise(counts, full_scale=self.full_scale, generator=generator)
@@ -235,8 +241,7 @@ class BatchSource:
     def _whole(self, step: int) -> TrainingBatch:
         rows = self.rows(step)
         noise = make_generator(self.data.device, "augment", self.seed, step) if self.augment else None
-        images = self.data.batch(rows, noise)
-        self.data.expect(self.rows(step + 1))
+        images = self.data.batch(rows, noise, following=self.rows(step + 1))
         placed = self.data.placed(rows)
         return TrainingBatch(images, self.data.labels[placed], self._weights[placed], placed)
 

@@ -53,13 +53,22 @@ class Selection:
         on_plate = not self.plates or plate in self.plates
         return on_plate and (not well or not self.wells or well in self.wells or f"{plate}/{well}" in self.wells)
 
+    def takes_some_of(self, plate: str) -> bool:
+        """Say whether anything of a plate is asked for."""
+        named = {name.rpartition("/")[0] for name in self.wells}
+        return self.takes(plate) and (not named or bool(named & {"", plate}))
+
+    def takes_somewhere(self, well: str) -> bool:
+        """Say whether a well is asked for on any plate."""
+        return not self.wells or any(well == name.rpartition("/")[2] for name in self.wells)
+
     def require_known(self, places: Iterable[tuple[str, str]]) -> None:
         """Raise ConfigError for a plate or well that is none of these (plate, well)."""
         known = set(places)
         plates = {plate for plate, _ in known}
         for plate in sorted(self.plates - plates):
             raise ConfigError(f'--plates "{plate}": the tables have no such plate.{did_you_mean(plate, plates)}')
-        wells = {name for plate, well in known if self.takes(plate) for name in (well, f"{plate}/{well}")}
+        wells = {name for plate, well in known if well and self.takes(plate) for name in (well, f"{plate}/{well}")}
         for well in sorted(self.wells - wells):
             offered = {name for name in wells if ("/" in name) == ("/" in well)}
             raise ConfigError(

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _FAILURES = 20
 """After so many files that cannot be fetched, the rest is not tried."""
-_SIGINT = 2
 
 
 class Config(Section):
@@ -68,7 +67,9 @@ def run(config: Config) -> dict[str, Any]:
     FetchError : files could not be fetched whole and right, or an archive may not be unpacked; the others are in place.
     ResourceError : the disk has no room.
     RunError : another process fetches to the same place.
+    StoppedBySignal : Ctrl-C, SIGTERM or SIGHUP came; the same command goes on.
     """
+    from cellbridge.data.fetch.crew import stoppable
     from cellbridge.data.fetch.items import STATE, require_selectable
 
     manifest, place = _open(config)
@@ -77,7 +78,7 @@ def run(config: Config) -> dict[str, Any]:
     require_selectable(manifest.fetch, selection)
     if config.dry_run:
         return _rehearse(config, manifest, place, selection)
-    with _told_of_disk(place.root), runs.exclusive(runs.RunDir(place.root / STATE)):
+    with stoppable(), _told_of_disk(place.root), runs.exclusive(runs.RunDir(place.root / STATE)):
         return _fetch(config, manifest, place, selection)
 
 
@@ -89,10 +90,10 @@ def _open(config: Config) -> "tuple[Manifest, Place]":
     if manifest.fetch is None:
         raise ManifestError(
             f"{file}: has no section fetch, which says where the files come from. Add one (data_manifests/README.md explains it), or "
-            "copy the files by hand."
+            f"copy the files by hand{f' (published at {manifest.source})' if manifest.source else ''}."
         )
     root = Path(os.path.abspath(config.root if config.root is not None else file.parent / manifest.root))
-    require_directory(root)
+    require_directory(root, option="--root")
     return manifest, Place(Path(os.path.abspath(file)), root)
 
 
@@ -104,8 +105,9 @@ def _scene(config: Config, place: "Place") -> "Scene":
     from cellbridge.data.fetch.transfer import Patience
 
     access = Access(config.timeout_s, s3_anonymous=config.s3_anonymous, s3_endpoint=config.s3_endpoint)
-    patience = Patience(config.attempts, first_wait_s=config.first_wait_s)
-    return Scene(place, Remotes(access), Ledger(place.root), Crew(config.workers), patience, verify=config.verify)
+    patience, crew = Patience(config.attempts, first_wait_s=config.first_wait_s), Crew(config.workers)
+    remotes = Remotes(access, pause=crew.pause)
+    return Scene(place, remotes, Ledger(place.root), crew, patience, verify=config.verify)
 
 
 def _rehearse(config: Config, manifest: Manifest, place: "Place", selection: "Selection") -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _listed_by_tables(manifest: Manifest, place: "Place", selection: "Selection"
     from cellbridge.data.fetch.items import files_of_tables, images_of
 
     assert manifest.fetch is not None
-    items = files_of_tables(manifest.fetch, place, selection)
+    items = files_of_tables(manifest, manifest.fetch, place, selection)
     return items + (images_of(manifest, manifest.fetch, place, selection) if manifest.fetch.images else [])
 
 
@@ -175,7 +177,7 @@ def _planned(items: "Sequence[Item]", scene: "Scene", *, what: str, record: bool
 
 def _carry_out(plan: "Plan", manifest: Manifest, scene: "Scene") -> None:
     """Fetch the plan's files; what comes whole is in place at once, whatever becomes of the others."""
-    from cellbridge.data.fetch.crew import Meter
+    from cellbridge.data.fetch.crew import Meter, signal_of
     from cellbridge.data.fetch.plan import require_none
 
     if not plan.wanted:
@@ -198,10 +200,10 @@ def _carry_out(plan: "Plan", manifest: Manifest, scene: "Scene") -> None:
                         raise outcome.error
                     if len(problems) >= _FAILURES:
                         break
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         raise StoppedBySignal(
             f"stopped; {whole} of {len(plan.wanted)} files are whole and in place, the same command goes on from there",
-            signal_number=_SIGINT,
+            signal_number=signal_of(stop),
         ) from None
     require_none(
         problems, total=len(plan.wanted), done=f"{whole} are in place, the same command tries the others again"

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shutil
 import stat
 import struct
 import tarfile
@@ -188,6 +189,23 @@ def test_a_cut_archive_and_what_is_none_are_refused(tmp_path: Path, kind: str) -
         file.write_bytes(file.read_bytes()[:-600] if kind == "zip" else file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(FetchError, match="cannot be unpacked"):
         unpack(file, into(tmp_path), limits=LIMITS, what="it")
+
+
+def test_a_tar_that_ends_between_two_members_or_has_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    whole = tarred(tmp_path / "archive", dict.fromkeys("abc", b"x"), "w").read_bytes()
+    for damaged in (whole[:1024], whole[:1024] + b"\1" + whole[1025:], bytes(10240)):
+        file = tmp_path / "damaged"
+        file.write_bytes(damaged)
+        folder = tmp_path / "target"
+        folder.mkdir()
+        with pytest.raises(FetchError, match="cannot be unpacked"):
+            unpack(file, folder, limits=LIMITS, what="it")
+        shutil.rmtree(folder)
+
+
+def test_an_archive_of_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"cannot be unpacked \(holds no file\)"):
+        unpack(zipped(tmp_path / "archive", {}), into(tmp_path), limits=LIMITS, what="it")
 
 
 def test_a_flipped_byte_of_a_gzip_is_found_by_its_own_checksum(tmp_path: Path) -> None:

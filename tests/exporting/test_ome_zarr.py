@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def table(folder: Path) -> pd.DataFrame:
 def test_our_reader_gives_every_cell_its_pixels_well_and_condition_back(written: Written, cells: Cells) -> None:
     folder, _, _ = written
     named = {"Metadata_Plate": "Metadata_Plate", "Metadata_Well": "Metadata_Well", "Metadata_Site": "Image_Field"}
-    columns = ["Metadata_Compound", "Metadata_Concentration", "Metadata_pert_type"]
+    columns = ["Metadata_Compound", "Metadata_Concentration", "Metadata_pert_type", "Metadata_Origin"]
     first = table(folder).drop_duplicates(["Image_Plate", "Image_Path"])
     first[[*named.values(), *columns]].to_parquet(folder / "images.parquet")
     joined = {"table": "images.parquet", "keys": named, "columns": columns}
@@ -167,6 +168,17 @@ def test_every_cell_stands_on_a_plate_once(cells: Cells) -> None:
         assert np.array_equal(np.sort(rows), np.arange(len(cells)))
         places = [(plate.folder, field.place) for plate in plates for field in plate.fields]
         assert len(set(places)) == len(places)
+
+
+def test_images_of_a_plate_are_alike_in_shape_however_many_cells_a_well_has(cells: Cells) -> None:
+    counts = cells.obs.groupby(["Metadata_Plate", "Metadata_Well"]).size()
+    most = counts[counts.index[0][0]].index[0]
+    of_well = np.flatnonzero((cells.obs["Metadata_Well"] == most).to_numpy() & (cells.owner == 0))
+    fewer = np.setdiff1d(np.arange(len(cells)), of_well[1:])
+    some = replace(cells, obs=cells.obs.iloc[fewer], owner=cells.owner[fewer], row=cells.row[fewer])
+    for plate in arrange(some, fields="well"):
+        assert len({field.grid for field in plate.fields}) == 1
+        assert len({len(field.rows) for field in plate.fields}) > 1
 
 
 def test_tiles_without_a_cell_are_zero(cells: Cells) -> None:

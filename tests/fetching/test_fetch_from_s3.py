@@ -65,6 +65,14 @@ def test_a_folder_comes_with_all_below_it(s3: Any, endpoint: str, tmp_path: Path
         fetch(manifest_of(tmp_path, {"path": "nothing/"}), s3_endpoint=endpoint)
 
 
+def test_no_key_of_a_folder_leaves_it(s3: Any, endpoint: str, tmp_path: Path) -> None:
+    s3.put_object(Bucket="bucket", Key="set/climbing/../a.tif", Body=b"evil", ACL="public-read")
+    manifest = manifest_of(tmp_path, {"path": "climbing/"})
+    with pytest.raises(ManifestError, match=r'climbing/: lists "../a.tif", which would leave climbing'):
+        fetch(manifest, s3_endpoint=endpoint)
+    assert visible(manifest.parent / "data") == {}
+
+
 def test_what_lies_here_of_the_same_version_is_gone_on_with(s3: Any, endpoint: str, tmp_path: Path) -> None:
     from cellbridge.data.fetch.items import Item
     from cellbridge.data.fetch.remotes import Access, Facts, Remotes
@@ -89,13 +97,13 @@ def test_bytes_that_are_not_the_etag_s_never_become_visible(
 ) -> None:
     from s3fs import S3FileSystem
 
-    read = S3FileSystem.cat_file
+    read = S3FileSystem._cat_file
 
-    def flipped(self: Any, *arguments: Any, **keys: Any) -> bytes:
-        block = read(self, *arguments, **keys)
+    async def flipped(self: Any, *arguments: Any, **keys: Any) -> bytes:
+        block = await read(self, *arguments, **keys)
         return block[:-1] + bytes([block[-1] ^ 1])
 
-    monkeypatch.setattr(S3FileSystem, "cat_file", flipped)
+    monkeypatch.setattr(S3FileSystem, "_cat_file", flipped)
     manifest = manifest_of(tmp_path, {"path": "a.tif"})
     with pytest.raises(
         FetchError, match=rf"its md5 is .*, expected {hashlib.md5(A).hexdigest()} \(by the server's ETag\)"

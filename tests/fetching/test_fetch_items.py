@@ -191,6 +191,73 @@ def test_each_plate_may_have_a_table_of_its_own(tmp_path: Path) -> None:
         fetch(manifest, plates=["P3"])
 
 
+FILES_OF_WELLS = ["P1,a1", "P1,B02", "P2,A01", "P2,C03", "P2,", ",D04", ","]
+
+
+def tables_of_wells(tmp_path: Path, *, columns: tuple[str, ...] = ("plate", "well"), plate_format: int = 384) -> Path:
+    """Write a manifest with a table of files of wells, some of no plate or no well, and no images; file n is n.tif."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(len(FILES_OF_WELLS)):
+        (source / f"{number}.tif").write_bytes(b"tif")
+    lines = [f"{number}.tif,{places}" for number, places in enumerate(FILES_OF_WELLS)]
+    (source / "files.csv").write_text("\n".join(["path,plate,well", *lines]))
+    table = {"table": "files.csv", **{name: name for name in columns}}
+    section = {"url": "../source", "files": [{"path": "files.csv"}], "tables": [table]}
+    return write_manifest(tmp_path / "set", section, plate_format=plate_format)
+
+
+@pytest.mark.parametrize(
+    ("asked", "numbers"),
+    [
+        ({"plates": ["P1"], "wells": ["B02"]}, "16"),
+        ({"plates": ["P1"], "wells": ["D04"]}, "56"),
+        ({"wells": ["A01"]}, "0246"),
+        ({"wells": ["P2/A01", "P1/D4"]}, "2456"),
+        ({"wells": ["P1/B02"]}, "16"),
+        ({"plates": ["P2"]}, "23456"),
+    ],
+)
+def test_a_file_of_no_plate_or_well_belongs_to_all_and_any_other_to_its_own(
+    tmp_path: Path, asked: dict[str, Any], numbers: str
+) -> None:
+    manifest = tables_of_wells(tmp_path)
+    fetch(manifest, **asked)
+    assert set(visible(manifest.parent / "data")) == {"files.csv", *(f"{number}.tif" for number in numbers)}
+
+
+def test_a_well_that_only_another_plate_has_is_refused(tmp_path: Path) -> None:
+    manifest = tables_of_wells(tmp_path)
+    with pytest.raises(ConfigError, match=r'--wells "C03": the tables have no image of it on the plates asked for'):
+        fetch(manifest, plates=["P1"], wells=["C03"])
+    with pytest.raises(ConfigError, match=r'--wells "P1/C03": .* Did you mean "P[12]/[A-D]0\d"'):
+        fetch(manifest, wells=["P1/C03"])
+    with pytest.raises(ConfigError, match='--plates "P3": the tables have no such plate'):
+        fetch(manifest, plates=["P3"], wells=["A01"])
+
+
+def test_a_table_of_wells_alone_goes_for_every_plate(tmp_path: Path) -> None:
+    manifest = tables_of_wells(tmp_path, columns=("well",))
+    fetch(manifest, wells=["P9/A01"])
+    assert set(visible(manifest.parent / "data")) == {"files.csv", "0.tif", "2.tif", "4.tif", "6.tif"}
+
+
+def test_wells_of_a_table_lie_on_the_manifest_s_plate(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r'files.csv row 5 well: well "C03" is outside a 6-well plate'):
+        fetch(tables_of_wells(tmp_path, plate_format=6))
+
+
+def test_archives_of_plates_come_with_the_wells_of_theirs(tmp_path: Path) -> None:
+    archives = [{"path": f"{plate}.txt", "plates": [plate]} for plate in ("P1", "P2")]
+    manifest = plates(tmp_path, urls=False, fetch={"files": [{"path": "load_data.csv"}, *archives]})
+    for plate in ("P1", "P2"):
+        (tmp_path / "source" / f"{plate}.txt").write_text(plate)
+    fetch(manifest, wells=["P2/B02"])
+    found = set(visible(manifest.parent / "data"))
+    assert {"P2.txt", "images/P2/B02_DNA.tif"} <= found
+    assert "P1.txt" not in found
+
+
 @pytest.mark.parametrize(
     ("row", "said"), [("a,xyz,1", 'md5 "xyz" is no md5'), ("a,,many", '"many" is no number'), ("../a,,1", "outside")]
 )
@@ -253,6 +320,7 @@ def test_the_source_is_left_as_it_is(tmp_path: Path) -> None:
     [
         ({"url": "ftp://x"}, '"ftp://" is not understood'),
         ({"url": "https://x"}, "lists nothing"),
+        ({"url": "s3:///", "files": [{"path": "a"}]}, '"s3:///" names no bucket'),
         ({"files": [{"path": "a", "sha265": "1"}]}, 'Did you mean "sha256"'),
         ({"files": [{"path": "a/", "md5": "0" * 32}]}, "is a folder, which has no sha256"),
         ({"files": [{"path": "a", "md5": "123"}]}, "fetch.files.0.md5"),

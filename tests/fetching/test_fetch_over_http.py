@@ -1,9 +1,11 @@
 """Fetching from a server that cuts, lies, errs and dawdles: what becomes visible is whole and right, or nothing does."""
 
+import asyncio
 import errno
 import hashlib
 import json
 import shutil
+import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +15,13 @@ from typing import Any
 import pytest
 import yaml
 from faulty_server import Fault, FaultyServer, faulty_server
+from fsspec.asyn import get_loop
 from small_set import fetch, noise, partials, visible, write_manifest
 
 from cellbridge import cli
 from cellbridge.data.fetch import http, plan, transfer
-from cellbridge.data.fetch.remotes import TryAgain
+from cellbridge.data.fetch.crew import Stopped
+from cellbridge.data.fetch.remotes import TryAgain, awaited, never_stopped
 from cellbridge.errors import FetchError, ManifestError, ResourceError, RunError, StoppedBySignal
 
 A = noise(300_000)
@@ -176,6 +180,28 @@ def test_what_will_not_pass_is_not_asked_for_again(
     assert not root_of(tmp_path / "set" / "manifest.yaml").exists()  # nothing is left of what never began
 
 
+@pytest.mark.parametrize(
+    ("url", "said"), [("http://127.0.0.1:80:81/a", "leads nowhere"), ("{server}/loop", r"redirected \d+ times")]
+)
+def test_a_url_that_leads_nowhere_says_so(server: FaultyServer, tmp_path: Path, url: str, said: str) -> None:
+    server.heads["loop"] = Fault(status=302, headers={"Location": "/loop"})
+    with pytest.raises(FetchError, match=rf"{said}.*Correct the URL in the manifest"):
+        fetch(manifest_of(server, tmp_path, {"path": "a", "url": url.format(server=server.url)}))
+
+
+def test_what_has_come_of_a_file_of_unknown_size_is_not_taken_off_the_others(
+    server: FaultyServer, tmp_path: Path
+) -> None:
+    server.files["b"] = b"bb"
+    manifest = manifest_of(server, tmp_path, {"path": "a", "sha256": sha256(A)}, {"path": "b"})
+    server.heads["a"] = Fault(says_no_length=True)
+    server.always["a"] = Fault(chunked_cut_after=100_000)
+    with pytest.raises(FetchError):
+        fetch(manifest, attempts=1)
+    (root_of(manifest) / "b").unlink()
+    assert fetch(manifest, dry_run=True)["bytes_to_fetch"] == 2
+
+
 def test_a_file_of_unknown_size_that_is_all_here_is_whole(server: FaultyServer, tmp_path: Path) -> None:
     server.heads["a"] = Fault(says_no_length=True)
     server.faults["a"] = [
@@ -213,7 +239,7 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(server: FaultyServe
     assert visible(root_of(manifest)) == {"a": A}
     server.files["b"] = A
     server.always["b"] = Fault(pause_s=1.0, piece=1000)
-    with pytest.raises(FetchError, match=r"/b: .*(?i:timeout)"):
+    with pytest.raises(FetchError, match=r"/b: brought nothing for 0.15 s"):
         fetch(manifest_of(server, tmp_path, {"path": "b"}), timeout_s=0.15, attempts=1)
 
 
@@ -413,6 +439,38 @@ def test_an_interrupt_says_that_the_same_command_goes_on(
     assert sum(method == "GET" for method, _, _ in server.log) < 20  # what waited was not begun
     fetch(manifest)
     assert len(visible(root_of(manifest))) == 40
+
+
+def test_sigterm_ends_a_fetch_as_ctrl_c_does(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of(server, tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr("cellbridge.stages.fetch._place", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(StoppedBySignal, match="the same command goes on") as stopped:
+            fetch(manifest)
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_server_that_says_nothing_keeps_nobody_who_wants_to_stop() -> None:
+    ended: list[str] = []
+
+    async def silent() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    def pause(seconds: float) -> None:
+        raise Stopped
+
+    loop = get_loop()
+    with pytest.raises(Stopped):
+        awaited(silent(), loop, pause=pause)
+    awaited(asyncio.sleep(0), loop, pause=never_stopped)  # behind the step that was cancelled
+    assert ended == ["cancelled"]
 
 
 def test_two_at_once_do_not_fetch_to_one_place(server: FaultyServer, tmp_path: Path) -> None:

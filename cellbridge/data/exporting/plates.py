@@ -1,7 +1,7 @@
 """Which cell goes where on an OME-Zarr plate: real cells and each translation of them are acquisitions of the wells they come from."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,10 +86,11 @@ def arrange(cells: Cells, *, fields: Fields) -> list[Plate]:
     made = []
     for name, folder in zip(names, folder_names(names), strict=True):
         rows = np.flatnonzero(plates == name)
-        found: list[Field] = []
-        for well in sorted(set(wells[rows]), key=well_position):
-            here = rows[wells[rows] == well]
-            found += _singly(well, here, of_cell) if fields == "cell" else _together(well, here, of_cell, cells.obs)
+        of_well = {well: rows[wells[rows] == well] for well in sorted(set(wells[rows]), key=well_position)}
+        if fields == "cell":
+            found = [field for well, here in of_well.items() for field in _singly(well, here, of_cell)]
+        else:
+            found = _together(of_well, of_cell, cells.obs)
         numbers = {field.acquisition for field in found}
         shown = tuple(one for one in acquisitions if one.number in numbers)
         made.append(Plate(name, folder, SHAPES[smallest_format(set(wells[rows]))], shown, tuple(found)))
@@ -153,17 +154,24 @@ def _singly(well: str, rows: NDArray[np.int64], of_cell: NDArray[np.int64]) -> l
     ]
 
 
-def _together(well: str, rows: NDArray[np.int64], of_cell: NDArray[np.int64], obs: pd.DataFrame) -> list[Field]:
+def _together(of_well: Mapping[str, NDArray[np.int64]], of_cell: NDArray[np.int64], obs: pd.DataFrame) -> list[Field]:
+    """Return an image per well and acquisition. All of a plate have the grid of its fullest well: viewers put its wells side by side."""
+    tiles = {well: _tiles(rows, obs) for well, rows in of_well.items()}
+    most = max(int(tile.max()) + 1 for tile in tiles.values())
+    columns = int(np.ceil(np.sqrt(most)))
+    grid = (-(-most // columns), columns)
+    return [
+        Field(well, str(path), number, rows[of_cell[rows] == number], tiles[well][of_cell[rows] == number], grid)
+        for well, rows in of_well.items()
+        for path, number in enumerate(sorted(set(of_cell[rows].tolist())))
+    ]
+
+
+def _tiles(rows: NDArray[np.int64], obs: pd.DataFrame) -> NDArray[np.int64]:
+    """Return the tile of each cell of a well: a cell and all that it was translated to share one."""
     own = obs["Metadata_Cell"].to_numpy(dtype=object)[rows]
     if "Metadata_SourceCell" in obs:
         source = obs["Metadata_SourceCell"].to_numpy(dtype=object)[rows]
         own = np.where(source == "", own, source)
     tiles: dict[str, int] = {}
-    tile = np.array([tiles.setdefault(cell, len(tiles)) for cell in own], dtype=np.int64)
-    columns = int(np.ceil(np.sqrt(len(tiles))))
-    grid = (-(-len(tiles) // columns), columns)
-    numbers = sorted(set(of_cell[rows].tolist()))
-    return [
-        Field(well, str(path), number, rows[of_cell[rows] == number], tile[of_cell[rows] == number], grid)
-        for path, number in enumerate(numbers)
-    ]
+    return np.array([tiles.setdefault(cell, len(tiles)) for cell in own], dtype=np.int64)

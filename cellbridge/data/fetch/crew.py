@@ -1,11 +1,16 @@
 """Several files at a time: threads that stop together, and a count of bytes that all of them share."""
 
+import signal
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from types import FrameType
 from typing import Generic, TypeVar
+
+from cellbridge.errors import StoppedBySignal
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -88,6 +93,36 @@ class Meter:
             if units:
                 self._shown += units
                 self.show(units)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """End the block by SIGTERM and SIGHUP as by Ctrl-C; outside the main thread Python allows no handler.
+
+    Raises
+    ------
+    StoppedBySignal : one of them came, and nothing in the block said what that means for its work.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    asked = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {one: signal.signal(one, stop) for one in asked if signal.getsignal(one) != signal.SIG_IGN}
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise StoppedBySignal(
+            "stopped between two files or before the first; the same command goes on", signal_number=signal_of(stopped)
+        ) from None
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def signal_of(stopped: KeyboardInterrupt) -> int:
+    """Return the number of the signal that `stoppable` turned into an interrupt; that of Ctrl-C where none is noted."""
+    return int(stopped.args[0]) if stopped.args else int(signal.SIGINT)
 
 
 def _outcome(task: Task, future: "Future[Result]") -> Outcome[Task, Result]:

@@ -70,7 +70,7 @@ def listed_files(section: Fetch, place: Place, selection: Selection) -> list[Ite
     items = []
     for index, file in enumerate(section.files):
         where = f"{place.file.name} fetch.files[{index}]"
-        if file.plates and selection.plates and not selection.plates & set(file.plates):
+        if file.plates and not any(selection.takes_some_of(plate) for plate in file.plates):
             continue
         sums = {name: text.lower() for name, text in (("sha256", file.sha256), ("md5", file.md5)) if text}
         items.append(
@@ -87,8 +87,8 @@ def listed_files(section: Fetch, place: Place, selection: Selection) -> list[Ite
     return items
 
 
-def files_of_tables(section: Fetch, place: Place, selection: Selection) -> list[Item]:
-    """Return the files that the section's tables list, of the plates and wells asked for.
+def files_of_tables(manifest: Manifest, section: Fetch, place: Place, selection: Selection) -> list[Item]:
+    """Return the files that the section's tables list, of the plates and wells asked for, and those of no plate or well.
 
     Raises
     ------
@@ -96,22 +96,19 @@ def files_of_tables(section: Fetch, place: Place, selection: Selection) -> list[
     ConfigError : a plate or well asked for is in none of them.
     """
     items: list[Item] = []
-    plates = {plate for file in section.files for plate in file.plates}
-    listed: set[tuple[str, str]] = set()
+    listed = {(plate, "") for file in section.files for plate in file.plates}
     for given in section.tables:
         table = read_table(resolve_path(given.table, place.root, where="fetch.tables"), root=place.root)
         table.require(*(name for key, name in given.model_dump(exclude={"table"}, exclude_none=True).items()))
         for index, row in enumerate(table.rows):
             plate, text = (row[name] if name else "" for name in (given.plate, given.well))
-            well = parse_well(text, where=f"{table.where(index)} {given.well}") if text else ""
-            plates |= {plate} if given.plate else set()
+            where = f"{table.where(index)} {given.well}"
+            well = parse_well(text, plate_format=manifest.plate_format, where=where) if text else ""
             listed.add((plate, well))
-            if (not given.plate or selection.takes(plate)) and (not well or selection.takes(plate, well)):
+            if _is_asked_for(plate, well, selection):
                 items.append(_item_of(row, given, section, place, where=table.where(index)))
     if not section.images:  # what the images say is told of where they are listed
-        if any(given.plate for given in section.tables):
-            _require_known(selection.plates, plates)
-        Selection(wells=selection.wells).require_known(listed)
+        _require_listed(section, selection, listed)
     return items
 
 
@@ -236,6 +233,25 @@ def _whole_array(path: str) -> tuple[str, bool]:
     parts = PurePosixPath(path).parts
     end = next((n for n, part in enumerate(parts, 1) if part.endswith(".zarr")), None)
     return (path, False) if end is None else ("/".join(parts[:end]), True)
+
+
+def _is_asked_for(plate: str, well: str, selection: Selection) -> bool:
+    """Say whether a file is: one of no plate belongs to all plates, one of no well to all wells of its plate."""
+    if not plate:
+        return not well or selection.takes_somewhere(well)
+    return selection.takes(plate, well) if well else selection.takes_some_of(plate)
+
+
+def _require_listed(section: Fetch, selection: Selection, listed: set[tuple[str, str]]) -> None:
+    """Raise ConfigError for a plate that no table lists, or a well that none lists on a plate asked for."""
+    plates = {plate for plate, _ in listed if plate}
+    if any(given.plate for given in section.tables):
+        _require_known(selection.plates, plates)
+    if not selection.wells:
+        return
+    plates |= selection.plates | {name.rpartition("/")[0] for name in selection.wells}
+    of_any_plate = {(plate, well) for plate in plates for none, well in listed if not none}
+    selection.require_known(listed | of_any_plate | {(plate, "") for plate in selection.plates})
 
 
 def _require_known(plates: frozenset[str], known: Iterable[str]) -> None:

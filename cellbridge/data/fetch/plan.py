@@ -136,7 +136,9 @@ def expand(items: Iterable[Item], scene: Scene) -> tuple[list[Item], dict[str, F
         for name, said in sorted(_listed(item, scene).items()):
             path = scene.place.path(f"{item.path}/{name}", where=item.url)
             if not PurePosixPath(path).is_relative_to(item.path):
-                raise ManifestError(f'{item.url}: lists "{name}", which would leave {item.path}. Name its files one by one.')
+                raise ManifestError(
+                    f'{item.url}: lists "{name}", which would leave {item.path}. Name its files one by one.'
+                )
             files.append(replace(item, url=f"{item.url.rstrip('/')}/{name}", path=path, is_folder=False))
             facts[path] = said
     return files, facts
