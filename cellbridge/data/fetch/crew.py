@@ -113,7 +113,8 @@ def stoppable() -> Iterator[None]:
         yield
     except KeyboardInterrupt as stopped:
         raise StoppedBySignal(
-            "stopped between two files or before the first; the same command goes on", signal_number=signal_of(stopped)
+            "stopped while it looked at what is to be fetched; the same command begins again",
+            signal_number=signal_of(stopped),
         ) from None
     finally:
         for one, handler in before.items():
