@@ -1,6 +1,5 @@
 """From one row of the tables to cells: a field is segmented and cut, a ready-made crop is centred."""
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,16 +124,27 @@ def _numbered(extracted: Extracted, row: ImageRow) -> Extracted:
 def nucleus_images(
     rows: Sequence[ImageRow], manifest: Manifest, *, flats: Mapping[str, Mapping[str, FlatField]]
 ) -> Iterator[Array]:
-    """Yield the nucleus channel of some rows; crops that cannot be read are passed over, since they are told of later."""
-    name = manifest.nucleus_channel or ""
+    """Yield the nucleus channel of some rows; crops that cannot be read are passed over, since they are told of later.
+
+    Raises
+    ------
+    ImageError : no crop at all can be read.
+    """
+    name, unread = manifest.nucleus_channel or "", []
     for row in rows:
         if manifest.holds_fields:
             image = read_field(row, [name], full_scale=manifest.full_scale)
             plate = flats.get(row.plate, {})
             yield corrected(image, row, [name], flats=plate, full_scale=manifest.full_scale)[0]
         else:
-            with contextlib.suppress(ImageError):
-                yield read_one_crop(row, manifest)[manifest.channels.index(name)]
+            try:
+                crop = read_one_crop(row, manifest)
+            except ImageError as error:
+                unread.append(f"{row.where}: {error}")
+                continue
+            yield crop[manifest.channels.index(name)]
+    if unread and len(unread) == len(rows):
+        raise ImageError(unread[0])
 
 
 def corrected(

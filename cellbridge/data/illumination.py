@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cellbridge.errors import ImageError, in_one_line
+from cellbridge.data.images import why_not_loaded
+from cellbridge.errors import ImageError
 
 GRID = 32
 """A field is reduced to at most this many blocks a side before the median over fields."""
@@ -112,7 +113,7 @@ def read_given(file: Path, shape: tuple[int, int]) -> np.ndarray[Any, np.dtype[n
             f"{file}: no such illumination function. Copy it there, or take it out of the table."
         ) from None
     except (ValueError, EOFError, OSError) as error:
-        reason = in_one_line(error)
+        reason = why_not_loaded(error)
         raise ImageError(f"{file}: is no whole .npy array of numbers ({reason}). {remedy}") from None
     if given.shape != shape or given.dtype.kind not in "fui":
         raise ImageError(

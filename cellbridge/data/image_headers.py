@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cellbridge.data.images import TIFF_SUFFIXES, require_file, require_whole
+from cellbridge.data.images import TIFF_SUFFIXES, require_file, require_whole, why_not_loaded
 from cellbridge.data.planes import Plane
 from cellbridge.data.zarr_planes import describe_zarr, is_zarr_array
-from cellbridge.errors import ImageError, in_one_line
+from cellbridge.errors import ImageError
 
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 """Colour type → channels; 3, a palette, is decoded to three."""
@@ -52,7 +52,7 @@ def read_header(plane: Plane) -> Header:
     except ImageError:
         raise
     except Exception as error:  # damaged heads make the parsers raise whatever they stumble over
-        reason = in_one_line(error)
+        reason = why_not_loaded(error)
         raise ImageError(
             f"{file}: its head cannot be read ({reason}); it is truncated or damaged. Copy it again."
         ) from None

@@ -219,8 +219,14 @@ def _read_numpy(file: Path) -> np.ndarray:
         loaded: np.ndarray = np.load(file, allow_pickle=False)
         return loaded
     except (ValueError, EOFError, OSError) as error:
-        reason = in_one_line(error)
-        raise ImageError(f"{file}: is no whole .npy array of numbers ({reason}). Copy it again.") from None
+        raise ImageError(
+            f"{file}: is no whole .npy array of numbers ({why_not_loaded(error)}). Copy it again."
+        ) from None
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Return what NumPy says of a file that it refuses, without its advice to load pickles all the same."""
+    return "it is none, or holds pickled objects" if "allow_pickle" in str(error) else in_one_line(error)
 
 
 def _checked(file: Plane | Path, image: np.ndarray, full_scale: int) -> Counts:

@@ -6,9 +6,10 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PrivateAttr, field_validator, model_validator
 
 from cellbridge import settings
+from cellbridge.data.controls import ControlName, Query
 from cellbridge.data.fetch.section import Fetch
 from cellbridge.data.layout import PlateFormat
 from cellbridge.errors import ConfigError, ManifestError
@@ -16,16 +17,6 @@ from cellbridge.settings import Section
 
 Paths = tuple[str, ...]
 Kind = Literal["load_data", "samplesheet", "planes", "bbbc021", "pattern", "ome_zarr", "crops", "benchmark_crops"]
-_QUERY = r"^Metadata_\w+=.*$"
-
-
-def _is_a_query(text: str) -> str:
-    if not re.match(_QUERY, text):
-        raise ValueError(f'"{text}" is no query. Write Metadata_column=value, such as Metadata_pert_type=negcon')
-    return text
-
-
-Query = Annotated[str, AfterValidator(_is_a_query), Field(json_schema_extra={"pattern": _QUERY})]
 _OF_FOLDERS = ("pattern", "ome_zarr")
 _OF_CROPS = ("crops", "benchmark_crops")
 _MAP = "Map its beginning to {} with prefixes in the manifest."
@@ -111,7 +102,7 @@ class Manifest(Section):
     """Unit of concentrations that are written without one; micromolar by default."""
     control: Query = "Metadata_pert_type=negcon"
     """Which rows are the control: `Metadata_column=value`; with nothing after the `=`, those where the column is empty."""
-    control_name: str | None = None
+    control_name: ControlName | None = None
     """Name of the control condition, where the tables leave it empty or give several; otherwise the tables' own."""
     bits: Literal[8, 10, 12, 14, 16] = 16
     """Full scale of the counts is 2^bits - 1."""

@@ -11,10 +11,12 @@ import yaml
 from cellbridge.cli import main
 from cellbridge.data.catalogue import read_catalogue
 from cellbridge.data.concentrations import micromolar
+from cellbridge.data.extraction import nucleus_images
+from cellbridge.data.images import read_array
 from cellbridge.data.manifest import read_manifest
 from cellbridge.data.readers.tables import read_table
 from cellbridge.data.validation.problems import of_text
-from cellbridge.errors import ManifestError
+from cellbridge.errors import ImageError, ManifestError
 
 KEYS = {"name": "p", "licence": "x", "citation": "x", "channels": ["DNA", "ER"], "nucleus_channel": "DNA"}
 PLANES = "path,plate,well,site,channel,compound,concentration\n"
@@ -53,6 +55,13 @@ def told(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> lis
         ({"channel_names": {1: "DNA"}}, "channel_names.1", 'Quote it: "1"'),
         ({"channels": ["DNA", "ER", "ER"]}, "channels", "Remove or rename one of the two"),
         ({"nucleus_channel": "DAPI"}, "nucleus_channel", "Correct it, or add it to them"),
+        ({"control_name": "DMSO@1"}, "control_name", 'Write one without "@", such as DMSO'),
+        ({"control_name": ""}, "control_name", "Write one"),
+        (
+            {"platemaps": ["t.csv"], "control": "Metadata_compound=DMSO"},
+            "",
+            "Copy it there, or correct platemaps in the manifest",
+        ),
         ({"pixel_um": "0,65"}, "pixel_um", "Correct it; data_manifests/README.md explains every key"),
         ({"nucleus_chanel": "DNA"}, "nucleus_chanel", 'Did you mean "nucleus_channel"?'),
         ({"tables": ["/elsewhere/t.csv"]}, "tables", "Give it relative to the root, or another root"),
@@ -231,9 +240,50 @@ def test_a_crop_of_which_two_axes_fit_is_a_problem_before_prepare_meets_it(
     assert told(described(tmp_path, **keys, axes="HWC"), capsys, *options) == []
 
 
-def test_what_another_program_said_is_no_remedy() -> None:
-    problem = of_text("row", "/d/a.npy: is no array (Failed. Expected 5, found 3.). Copy it again.", default="")
-    assert (problem.found, problem.remedy) == ("is no array (Failed. Expected 5, found 3.)", "Copy it again.")
+@pytest.mark.parametrize("found", ["is no array (Failed. Expected 5, found 3.)", '"01. Mrz" is no well'])
+def test_what_another_program_or_a_cell_says_is_no_remedy(found: str) -> None:
+    problem = of_text("row", f"/d/a.npy: {found}. Copy it again.", default="")
+    assert (problem.found, problem.remedy) == (found, "Copy it again.")
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"kind": "load_data"}, "no column lists images"),
+        ({"kind": "crops", "constants": {"Metadata_Well": "A01"}}, 'no column "path"'),
+        ({"kind": "pattern", "tables": [], "folders": ["."], "pattern": "(?P<plate>x)(?P<well>y)"}, "does not match"),
+    ],
+)
+def test_a_table_or_folder_of_another_kind_is_one_problem(
+    keys: dict[str, Any], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("picture,Metadata_Plate,Metadata_Well\na.npy,p,A01\n")
+    np.save(tmp_path / "a.npy", np.ones((4, 4), np.uint8))
+    (found,) = told(described(tmp_path, **{"tables": ["t.csv"], **keys}), capsys)
+    assert problem in found["found"]
+
+
+def test_rows_that_are_all_wrong_are_told_and_not_the_table_that_has_none_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(PLANES + "a,b\n" * 2)
+    found = told(described(tmp_path, kind="planes", tables=["t.csv"]), capsys)
+    assert [one["row"] for one in found] == [2, 3]
+
+
+def test_crops_of_which_none_can_be_read_say_why_and_not_that_they_show_no_nucleus(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 16, 16), np.uint16))
+    (tmp_path / "t.csv").write_text("path,Metadata_Plate,Metadata_Well,Metadata_Compound\na.npy,p,A01,DMSO\n")
+    keys = {"kind": "crops", "tables": ["t.csv"], "control": "Metadata_Compound=DMSO"}
+    manifest, root = read_manifest(described(tmp_path, **keys))
+    with pytest.raises(ImageError, match=r"t\.csv row 2: .*a\.npy: shape \(3, 16, 16\), no axis has 2 channels"):
+        list(nucleus_images(read_catalogue(manifest, root)[0], manifest, flats={}))
+
+
+def test_a_file_that_is_no_array_is_not_said_to_be_worth_trusting(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"II*\0 a TIFF")
+    with pytest.raises(ImageError, match=r"no whole \.npy array of numbers \(it is none, or holds pickled objects\)"):
+        read_array(tmp_path / "a.npy")
 
 
 # --- OME-Zarr metadata of other hands
@@ -245,6 +295,12 @@ def test_what_another_program_said_is_no_remedy() -> None:
         ("", {"wells": ["B/3"]}, '"B/3" among its wells is no mapping with a path. Write it again.'),
         ("B/3", {"images": ["0"]}, '"0" among its images is no mapping with a path. Write it again.'),
         ("B/3/0", {"omero": {"channels": None}}, 'channel "0" is not known. Name it under channel_names'),
+        ("", {"wells": [{"path": "A/3", "rowIndex": -2, "columnIndex": 0}]}, 'well "A/3" has no rowIndex'),
+        (
+            "B/3/0",
+            {"multiscales": [{"axes": [{"name": "y"}], "datasets": [{"path": "s1"}]}]},
+            "no Zarr array with pixels",
+        ),
         ("B/3/0", {"omero": None}, 'channel "0" is not known. Name it under channel_names'),
     ],
 )
@@ -265,4 +321,6 @@ def test_ome_zarr_metadata_of_the_wrong_type_are_told(
         (tmp_path / "p.zarr" / name / "zarr.json").write_text(json.dumps(written))
     (tmp_path / "p.zarr/B/3/0/s0").mkdir()
     (tmp_path / "p.zarr/B/3/0/s0/zarr.json").write_text(json.dumps({"shape": [2, 8, 8]}))
+    (tmp_path / "p.zarr/B/3/0/s1").mkdir()
+    (tmp_path / "p.zarr/B/3/0/s1/zarr.json").write_text(json.dumps({"shape": [-2, 8, 8]}))
     assert message in refused(described(tmp_path, kind="ome_zarr", folders=["p.zarr"]))

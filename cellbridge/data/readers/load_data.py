@@ -86,6 +86,11 @@ def image_columns(table: Table, manifest: Manifest) -> Columns:
     ManifestError : the table has none for a channel that the manifest reads.
     """
     files = _columns(table, _IMAGE_COLUMN, manifest)
+    if not files:
+        raise ManifestError(
+            f"{table.name}: no column lists images (FileName_<Channel> or URL_<Channel>). Restore its header, or correct kind in the "
+            f"manifest.{did_you_mean('FileName_DNA', table.columns)}"
+        )
     for channel in manifest.channels_to_read:
         with apart("missing_channel"):
             if channel not in files:

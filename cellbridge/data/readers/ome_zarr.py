@@ -72,7 +72,8 @@ def _well(well: dict[str, Any], plate: dict[str, Any], folder: Path) -> str:
     """Return the well's name, on which its path and its indices have to agree."""
     path = str(well.get("path", ""))
     try:
-        row, column = plate["rows"][well["rowIndex"]]["name"], plate["columns"][well["columnIndex"]]["name"]
+        rows, columns = dict(enumerate(plate["rows"])), dict(enumerate(plate["columns"]))
+        row, column = rows[well["rowIndex"]]["name"], columns[well["columnIndex"]]["name"]
     except (KeyError, IndexError, TypeError):
         raise ManifestError(
             f'{folder}: well "{path}" has no rowIndex and columnIndex among the rows and columns. Write the plate again.'
@@ -125,9 +126,11 @@ def _shape(array: Path) -> tuple[int, ...]:
     for name in ("zarr.json", ".zarray"):
         if (array / name).is_file():
             shape = _json(array / name).get("shape")
-            if isinstance(shape, list) and all(isinstance(size, int) for size in shape):
+            if isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape):
                 return tuple(shape)
-    raise ManifestError(f"{array}: no Zarr array, though the field names it as its finest level. Copy the plate again.")
+    raise ManifestError(
+        f"{array}: no Zarr array with pixels, though the field names it as its finest level. Copy the plate again."
+    )
 
 
 def _attributes(folder: Path) -> dict[str, Any]:

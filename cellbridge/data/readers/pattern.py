@@ -57,7 +57,7 @@ def read_pattern(manifest: Manifest, root: Path) -> list[ImageRow]:
         remedy = "Correct pattern, or name what is to be left alone with ignore."
         summary = f"{manifest.file}: pattern: {len(unmatched)} images below {root} do not match the pattern: {', '.join(unmatched[:_SHOWN])}{more}. {remedy}"
         refuse("row", [f"{root / name}: does not match the pattern. {remedy}" for name in unmatched], summary=summary)
-    if not matched:
+    if not matched and not unmatched:
         raise ManifestError(
             f"{manifest.file}: folders: no image below {', '.join(manifest.folders)} in {root}. Correct folders or ignore."
         )

@@ -46,6 +46,10 @@ def read_platemaps(folders: Sequence[Path], *, plate_format: int, root: Path | N
 
 def _read_folder(folder: Path, plates: dict[str, PlateMap], *, plate_format: int, root: Path | None) -> None:
     """Add the plates of one folder."""
+    if not folder.is_dir():
+        raise ManifestError(
+            f"{folder}: is no folder with a {BARCODE_TABLE}. Copy it there, or correct platemaps in the manifest."
+        )
     table = read_table(folder / BARCODE_TABLE, root=root)
     table.require("Assay_Plate_Barcode", "Plate_Map_Name")
     maps: dict[str, PlateMap] = {}

@@ -112,7 +112,7 @@ def read_table(path: Path, *, root: Path | None = None) -> Table:
                 )
             whole.append((line, row))
     rows = tuple({column: cell for column, cell in zip(columns, row, strict=True) if column} for _, row in whole)
-    if not rows:
+    if len(numbered) == 1:
         raise ManifestError(
             f"{name}: has a header and no row. Export it again with its rows, or take it out of the manifest."
         )

@@ -117,11 +117,15 @@ def _key(found: str) -> str:
 
 
 def _sentences(text: str) -> tuple[str, str]:
-    """Return what was found, and the remedy: the first sentence and the others; what another program said stands in brackets."""
+    """Return what was found, and the remedy: the first sentence and the others; cells in quotes and what another program said (in brackets) are passed over."""
     ends = list(_SENTENCE.finditer(text))
-    outside = (end for end in ends if text.count("(", 0, end.start()) == text.count(")", 0, end.start()))
-    end = next(outside, ends[0] if ends else None)
+    end = next((end for end in ends if _is_outside(text[: end.start()])), ends[0] if ends else None)
     return (text.rstrip("."), "Correct it.") if end is None else (text[: end.start()], text[end.end() :])
+
+
+def _is_outside(before: str) -> bool:
+    """Say whether every bracket and quotation mark is closed again."""
+    return before.count("(") == before.count(")") and before.count('"') % 2 == 0
 
 
 def _printable(text: str) -> str:
