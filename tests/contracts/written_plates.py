@@ -192,7 +192,8 @@ def samplesheet(folder: Path) -> dict[str, Any]:
         for channel in CHANNELS:
             write_tiff(folder / "i" / f"{well}{site}{channel}.tif", pixels(well, site, channel), compression="lzw")
             path = f"s3://b/i/{well}{site}{channel}.tif"
-            place = {"source": "s", "batch": "b", "plate": PLATE, "well": well, "site": site, "row": 1, "col": 1}
+            place = {"source": "s", "batch": "b", "plate": PLATE, "well": well, "site": site}
+            place |= {"row": ord(well[0]) - ord("A") + 1, "col": int(well[1:])}
             rows.append({"channel": channel, "path": path, **place, "field_id": site, "plane_id": 1})
     write_csv(folder / "samplesheet.csv", rows)
     keys = {"tables": ["samplesheet.csv"], "prefixes": {"s3://b/": "."}}
