@@ -12,8 +12,8 @@ from cellbridge.assembly.bridges import BridgeCard
 from cellbridge.bridge.image_matching import Bridged, bridged_batches, matching_losses, watched
 from cellbridge.bridge.images import ImageBridge, ImageEndpoint
 from cellbridge.bridge.integrate import row_chances, simulate, times
+from cellbridge.bridging.cells import BridgeCells
 from cellbridge.bridging.judging import HeldOut, without_gain
-from cellbridge.bridging.training import BridgeCells
 from cellbridge.config import BridgeFitConfig
 from cellbridge.runs import RunDir, begin, fingerprint
 from cellbridge.runtime import autocast, pick_precision

@@ -16,9 +16,9 @@ from cellbridge.bridge.gaussian import Direction
 from cellbridge.bridge.image_matching import Bridged, MixedPairs, bridged_batches
 from cellbridge.bridge.images import ImageBridge, ImageEndpoint
 from cellbridge.bridge.integrate import row_chances, simulate, times
+from cellbridge.bridging.cells import BridgeCells
 from cellbridge.bridging.fitting import Batches, averaged
 from cellbridge.bridging.judging import DIRECTIONS
-from cellbridge.bridging.training import BridgeCells
 from cellbridge.config import BridgeFitConfig
 from cellbridge.data import augment
 from cellbridge.data.dataset import CellData

@@ -25,10 +25,10 @@ from torch import Tensor
 from cellbridge.assembly.bridges import BridgeCard
 from cellbridge.bridge.images import ImageBridge
 from cellbridge.bridging.approach import Arrival, approach
+from cellbridge.bridging.cells import BridgeCells
 from cellbridge.bridging.fitting import averaged, fit_bridge, identity_of
 from cellbridge.bridging.judging import HeldOut
 from cellbridge.bridging.replay import PAIRS, mixed_batches, require_going_on, simulated_pairs
-from cellbridge.bridging.training import BridgeCells
 from cellbridge.config import BridgeFitConfig
 from cellbridge.runs import RunDir, write_json
 from cellbridge.runtime import derive_seed

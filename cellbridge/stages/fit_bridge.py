@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cellbridge.assembly import Base
     from cellbridge.assembly.bridges import BridgeCard
     from cellbridge.bridge.images import ImageBridge
-    from cellbridge.bridging.training import BridgeCells
+    from cellbridge.bridging.cells import BridgeCells
     from cellbridge.data.store import Store, StoreInfo
 
 
@@ -56,7 +56,8 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     conditions = _conditions(config, info)
 
     from cellbridge.assembly import bridges
-    from cellbridge.bridging import fitting, judging, rounds, training
+    from cellbridge.bridging import fitting, judging, rounds
+    from cellbridge.bridging.cells import bridge_cells
     from cellbridge.data.store import open_store
     from cellbridge.runtime import pick_device
 
@@ -64,7 +65,7 @@ def run(config: Config, *, out: Path) -> dict[str, Any]:
     base = _base(config, info, device)
     store = open_store(config.store)
     rows = _rows(config, store, conditions)
-    cells = training.bridge_cells(store, rows, conditions, config=config, device=device)
+    cells = bridge_cells(store, rows, conditions, config=config, device=device)
     if config.bridge.imf_rounds:
         judging.require_judges(cells.cells, cells.judge, conditions)
     card = _card(config, info, cells, conditions=conditions, base=base, plates=store.plates[rows])
@@ -160,9 +161,9 @@ def _card(
     plates: "np.ndarray",
 ) -> "BridgeCard":
     from cellbridge.assembly.bridges import BridgeCard, read_bridge_card
-    from cellbridge.bridging import training
+    from cellbridge.bridging.cells import pixel_std
 
-    image_std = training.pixel_std(cells.cells)
+    image_std = pixel_std(cells.cells)
     low, high = ((share * image_std) ** 2 for share in config.bridge.sigma_range)
     seen = {*plates, *(() if base is None else base.card.plates)}
     if config.init_from is not None:
@@ -189,9 +190,9 @@ def _bridge(
     config: Config, cells: "BridgeCells", card: "BridgeCard", *, base: "Base | None", device: "torch.device"
 ) -> "ImageBridge":
     from cellbridge.assembly import bridges
-    from cellbridge.bridging import training
+    from cellbridge.bridging.cells import bridge_moments
 
-    moments = training.bridge_moments(cells, card.conditions, config=config)
+    moments = bridge_moments(cells, card.conditions, config=config)
     given = None if config.bridge.train == "scratch" else base
     bridge = bridges.build_bridge(card, moments, seed=config.training.seed, base=given)
     if config.init_from is not None:

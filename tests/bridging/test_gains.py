@@ -11,8 +11,8 @@ from two_ways import PAIRS, configured, untrained, world
 
 from cellbridge.bridging import fitting
 from cellbridge.bridging.approach import Arrival, approach, distance_and_terms
+from cellbridge.bridging.cells import BridgeCells, bridge_cells
 from cellbridge.bridging.judging import HeldOut, _gain, held_out_pairs, require_judges, without_gain
-from cellbridge.bridging.training import BridgeCells, bridge_cells
 from cellbridge.data.dataset import CellData
 from cellbridge.data.intensity import fit_intensity
 from cellbridge.errors import ConfigError

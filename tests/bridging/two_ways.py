@@ -16,8 +16,8 @@ from cellbridge.assembly.bridges import BridgeCard
 from cellbridge.bridge.images import ImageBridge
 from cellbridge.bridge.linear_guess import Moments
 from cellbridge.bridging import rounds
+from cellbridge.bridging.cells import BridgeCells
 from cellbridge.bridging.coupling import Labelled
-from cellbridge.bridging.training import BridgeCells
 from cellbridge.config import BridgeFitConfig, NetworkConfig, ScheduleConfig
 from cellbridge.data.dataset import CellData
 from cellbridge.data.intensity import fit_intensity
