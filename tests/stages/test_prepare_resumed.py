@@ -33,12 +33,7 @@ def plate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(plate: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("undisturbed") / "s.zarr"
     plates.prepare(plate, out, **SETTINGS)
-    return content(out)
-
-
-def content(store: Path) -> dict[str, str]:
-    """Every file but the provenance, which the store's hash leaves out."""
-    return {name: digest for name, digest in plates.tree(store).items() if name != runs.PROVENANCE}
+    return plates.content(out)
 
 
 class Counted:
@@ -70,7 +65,7 @@ def test_it_goes_on_where_it_was_stopped_to_the_same_bytes(
         again = Counted(patch, kind)
         plates.prepare(plate, tmp_path / "s.zarr", **SETTINGS)
     assert again.calls == list(range(stop_at, FIELDS))
-    assert content(tmp_path / "s.zarr") == undisturbed
+    assert plates.content(tmp_path / "s.zarr") == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
 
 
@@ -99,7 +94,7 @@ def test_a_damaged_piece_is_made_again(plate: Path, undisturbed: dict[str, str],
         cut, looked = Counted(patch, Cutting), Counted(patch, Looking)
         plates.prepare(plate, stopped, **SETTINGS)
     assert (cut.calls, looked.calls) == ([2, 5], [6])
-    assert content(stopped) == undisturbed
+    assert plates.content(stopped) == undisturbed
 
 
 def test_only_what_depends_on_a_changed_setting_is_made_again(plate: Path, stopped: Path, tmp_path: Path) -> None:
@@ -109,7 +104,7 @@ def test_only_what_depends_on_a_changed_setting_is_made_again(plate: Path, stopp
         plates.prepare(plate, stopped, **changed)
     assert cut.calls == []
     plates.prepare(plate, tmp_path / "fresh.zarr", **changed)
-    assert content(stopped) == content(tmp_path / "fresh.zarr")
+    assert plates.content(stopped) == plates.content(tmp_path / "fresh.zarr")
 
 
 def test_an_image_that_was_changed_meanwhile_is_read_again(stopped: Path, plate: Path, tmp_path: Path) -> None:
@@ -127,14 +122,14 @@ def test_an_image_that_was_changed_meanwhile_is_read_again(stopped: Path, plate:
         assert looked.calls == [6]
         assert cut.calls == [4, 5, 6, 7]  # the light of the whole plate depends on it
         plates.prepare(plate, tmp_path / "fresh.zarr", **SETTINGS)
-        assert content(stopped) == content(tmp_path / "fresh.zarr")
+        assert plates.content(stopped) == plates.content(tmp_path / "fresh.zarr")
     finally:
         file.write_bytes(before)
 
 
 def test_several_processes_write_the_bytes_of_one(plate: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     plates.prepare(plate, tmp_path / "s.zarr", workers=2, **SETTINGS)
-    assert content(tmp_path / "s.zarr") == undisturbed
+    assert plates.content(tmp_path / "s.zarr") == undisturbed
 
 
 def test_several_processes_tell_of_every_damaged_image(plate: Path, tmp_path: Path) -> None:
@@ -151,7 +146,7 @@ def test_the_commit_and_the_place_are_told_beside_the_store_and_are_no_part_of_i
     shutil.copytree(plate, moved)
     monkeypatch.setattr(runs, "_commit", lambda: "0123abcd")
     plates.prepare(moved, tmp_path / "s.zarr", **SETTINGS)
-    assert content(tmp_path / "s.zarr") == undisturbed
+    assert plates.content(tmp_path / "s.zarr") == undisturbed
     told = json.loads((tmp_path / "s.zarr" / runs.PROVENANCE).read_text())
     assert told["commit"] == "0123abcd"
     assert told["config"]["manifest"] == str(moved)
@@ -172,7 +167,7 @@ def test_crops_are_resumed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         again = Counted(patch, Cutting)
         plates.prepare(folder, tmp_path / "s.zarr", **settings)
     assert again.calls == [2]
-    assert content(tmp_path / "s.zarr") == content(tmp_path / "whole.zarr")
+    assert plates.content(tmp_path / "s.zarr") == plates.content(tmp_path / "whole.zarr")
 
 
 # --- real kills
