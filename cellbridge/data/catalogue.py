@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellbridge.data.annotation import annotate, condition_of, join_platemaps
+from cellbridge.data.layout import parse_well
 from cellbridge.data.manifest import Kind, Manifest
 from cellbridge.data.readers.bbbc021 import read_bbbc021
 from cellbridge.data.readers.benchmark_crops import read_benchmark_crops
@@ -74,6 +75,7 @@ def listed_rows(manifest: Manifest, root: Path, selection: Selection = EVERYTHIN
     ConfigError : a plate or well asked for has no row.
     """
     every = _some(READERS[manifest.kind](manifest, root), manifest, "")
+    _require_constants(every, manifest)
     chosen = selection.chosen(every)
     rows = _some(_described(chosen, manifest, root), manifest, _OF_CHOSEN if len(chosen) < len(every) else "")
     others = [row for row in every if not selection.takes(row.plate, row.well)]
@@ -89,6 +91,22 @@ def _described(rows: list[ImageRow], manifest: Manifest, root: Path) -> list[Ima
     rows = join_metadata_tables(rows, manifest, root)
     _require_known(rows, manifest)
     return [row for row in rows if is_wanted(row.metadata, manifest)]
+
+
+def _require_constants(rows: list[ImageRow], manifest: Manifest) -> None:
+    """Refuse rows that say themselves, and otherwise, what `constants` say of every row."""
+    said = dict(manifest.constants)
+    if "Metadata_Well" in said:
+        where = f"{manifest.file}: constants: Metadata_Well"
+        said["Metadata_Well"] = parse_well(said["Metadata_Well"], plate_format=manifest.plate_format, where=where)
+    for row in rows if said else ():
+        for name, text in said.items():
+            with apart("row"):
+                if row.metadata.get(name, text) != text:
+                    raise ManifestError(
+                        f'{row.at(name)}: "{row.metadata[name]}", but constants in the manifest say "{text}" of every row. Take '
+                        f"{name} out of them, or correct the table."
+                    )
 
 
 def _require_known(rows: list[ImageRow], manifest: Manifest) -> None:

@@ -155,6 +155,11 @@ FIELDS = "FileName_DNA,FileName_Mito,FileName_ER,Metadata_Plate,Image_Metadata_P
             "t.csv row 4: 1 of 2 fields lack a channel: plate p well A02 site 1: no DNA. Add the images",
         ),
         ({"kind": "planes"}, PLANES + "a,,A01,1,DNA,x,\n", "t.csv row 2 plate: the plate is empty."),
+        (
+            {"kind": "planes", "constants": {"Metadata_Plate": "q"}},
+            PLANES + CONTROL,
+            't.csv row 2 plate: "p", but constants in the manifest say "q" of every row. Take Metadata_Plate out of them',
+        ),
         ({"kind": "planes"}, PLANES + "a,p,A01,,DNA,x,\n", 't.csv row 2 site: "" is no name of a site.'),
         (
             {"kind": "planes", "control": "Metadata_compound=DMSO"},
@@ -167,7 +172,17 @@ FIELDS = "FileName_DNA,FileName_Mito,FileName_ER,Metadata_Plate,Image_Metadata_P
             't.csv row 4 concentration: "1e400" is no concentration.',
         ),
     ],
-    ids=["channel-twice", "plate-twice", "well-of-two", "no-channel", "no-plate", "no-site", "two-conditions", "dose"],
+    ids=[
+        "channel-twice",
+        "plate-twice",
+        "well-of-two",
+        "no-channel",
+        "no-plate",
+        "constant",
+        "no-site",
+        "two-conditions",
+        "dose",
+    ],
 )
 def test_a_table_that_contradicts_itself_is_refused(
     keys: dict[str, Any], rows: str, message: str, tmp_path: Path
