@@ -213,9 +213,10 @@ class BatchSource:
 
     def __call__(self, step: int, micro: int = 0) -> TrainingBatch:
         """Return micro-batch `micro` (0 … accumulation - 1) of optimiser step `step` (0, 1, …)."""
-        if self._step is None or self._step[0] != step:
-            self._step = (step, self._whole(step))
-        whole = self._step[1]
+        kept = self._step
+        if kept is None or kept[0] != step:
+            self._step = kept = (step, self._whole(step))
+        whole = kept[1]
         size = self.batch_size // self.accumulation
         part = slice(micro * size, (micro + 1) * size)
         return TrainingBatch(whole.images[part], whole.labels[part], whole.weights[part], whole.rows[part])
