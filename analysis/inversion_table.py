@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cellbridge.assembly import CONTROL_ROW, Base, build_inversion, build_sampler, load_base
 from cellbridge.config import NetworkConfig, ScheduleConfig, SolverConfig, TrainingConfig
+from cellbridge.data.preparation import SplitConfig
 from cellbridge.data.store import Store, open_store
 from cellbridge.diffusion.round_trip import RoundTrip, round_trip
 from cellbridge.diffusion.samplers import estimate, signal_and_noise
@@ -98,7 +99,7 @@ def prepared(out: Path, *, manifest: Path, root: Path | None, test: str, crop_px
     """Return the store of a data set whose plate `test` is held out."""
     store = out / "store.zarr"
     if not is_taken(store):
-        split = prepare.SplitConfig(by="plate", test=(test,))
+        split = SplitConfig(by="plate", test=(test,))
         config = prepare.Config(manifest=manifest, root=root, size_px=size_px, crop_px=crop_px, split=split)
         prepare.run(config, out=store)
     return store

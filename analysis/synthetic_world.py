@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellbridge.data.preparation import SplitConfig
 from cellbridge.stages import prepare, synthesize, train_classifier
 
 
@@ -31,7 +32,7 @@ def make_world(out: Path, plates: synthesize.Config, *, size_px: int, crop_px: i
     if not folder.exists():
         synthesize.run(plates, out=folder)
     if not store.exists():
-        split = prepare.SplitConfig(test=plates.truth_plates)
+        split = SplitConfig(test=plates.truth_plates)
         cut = {"size_px": size_px, **({} if crop_px is None else {"crop_px": crop_px})}
         prepare.run(prepare.Config(manifest=folder / "manifest.yaml", split=split, **cut), out=store)
     if not truth.exists():

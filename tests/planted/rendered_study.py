@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellbridge.config import TrainingConfig
+from cellbridge.data.preparation import SplitConfig
 from cellbridge.stages import prepare, synthesize, train_classifier
 
 TRAINING_PLATES, TEST_PLATES = ("P1", "P2", "P3"), ("P4", "P5")
@@ -47,7 +48,7 @@ def render_study(study: Study, folder: Path, *, steps: int = 250) -> dict[str, P
     )
     synthesize.run(plates, out=folder / "plates")
     store, truth, classifier = folder / "store.zarr", folder / "truth.zarr", folder / "classifier"
-    split = prepare.SplitConfig(by="plate", test=TEST_PLATES)
+    split = SplitConfig(by="plate", test=TEST_PLATES)
     prepare.run(
         prepare.Config(manifest=folder / "plates/manifest.yaml", split=split, size_px=SIZE_PX, illumination="none"),
         out=store,
