@@ -107,8 +107,9 @@ def scale_bar(
 
 
 def value_range(image: Floats) -> str:
-    """Return `min / mean / max` of an image, in its own units."""
-    return f"{image.min():.2f} / {image.mean():.2f} / {image.max():.2f}"
+    """Return `min / mean / max` of an image, in its own units; counts of hundreds and more without decimals."""
+    digits = 2 if np.abs(image).max() < 100 else 0
+    return " / ".join(f"{value:,.{digits}f}" for value in (image.min(), image.mean(), image.max()))
 
 
 def legend(ax: Axes, channels: Sequence[str]) -> None:

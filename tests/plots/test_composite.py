@@ -46,6 +46,7 @@ def test_a_cell_is_shown_with_its_range_and_a_scale_bar():
     image = np.linspace(-1, 1, 2 * 32 * 32).reshape(2, 32, 32)
     axes = show_cell(image, ["DNA", "ER"], LIMITS, title="a", pixel_um=0.5)
     assert axes.get_title() == f"a\n{value_range(image)}" == "a\n-1.00 / 0.00 / 1.00"
+    assert value_range(np.array([235, 1292.4, 26168])) == "235 / 9,232 / 26,168"
     assert [text.get_text() for text in axes.texts] == ["5 µm"]
     (bar,) = axes.lines
     assert np.ptp(bar.get_xdata()) == pytest.approx(10)
