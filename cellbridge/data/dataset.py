@@ -60,7 +60,7 @@ class CellData:
         labels: Tensor,
         device: torch.device | str = "cpu",
     ):
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # as tensors there call it: `cuda` is `cuda:0`
         self._held = counts if isinstance(counts, Held) else _checked(torch.as_tensor(counts), self.device)
         n = self._held.shape[0]
         if not n or len(labels) != n or len(plates) != n:

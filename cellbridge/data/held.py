@@ -83,16 +83,17 @@ class InFiles(Held):
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return the bits of cells."""
-        if self._coming is None or not torch.equal(self._coming[0], rows):
-            self.expect(rows)
-        assert self._coming is not None
-        (_, read), self._coming = self._coming, None
+        coming, self._coming = self._coming, None  # taken before it is looked at: another thread may hint meanwhile
+        read = coming[1] if coming is not None and torch.equal(coming[0], rows) else self._begun(rows)
         counts = torch.from_numpy(read.result())
         return counts.view(torch.int16) if counts.dtype == torch.uint16 else counts
 
     def expect(self, rows: Tensor) -> None:
         """Begin to read the cells that are asked for next."""
-        self._coming = rows, self._thread.submit(self._reader.read, self._rows[rows.numpy()])
+        self._coming = rows, self._begun(rows)
+
+    def _begun(self, rows: Tensor) -> "Future[np.ndarray]":
+        return self._thread.submit(self._reader.read, self._rows[rows.numpy()])
 
 
 def hold(store: "Store", rows: np.ndarray, *, device: torch.device, place: Place = "auto") -> Held:

@@ -101,6 +101,30 @@ def test_files_are_read_ahead_and_a_hint_that_was_wrong_changes_nothing(store, m
     assert asked == [[3, 1], [5], [0, 2], [4]]
 
 
+def test_a_hint_of_another_thread_is_never_taken_for_ones_own_rows(store, monkeypatch):
+    held = hold(store, np.arange(N), device=torch.device("cpu"), place="files")
+    expected = store.counts(np.arange(N)).astype(np.int32)
+    equal = torch.equal
+
+    def interrupted(first: torch.Tensor, second: torch.Tensor) -> bool:
+        held.expect(torch.tensor([7, 8]))
+        return equal(first, second)
+
+    held.expect(torch.tensor([3, 1]))
+    monkeypatch.setattr(torch, "equal", interrupted)
+    assert np.array_equal(held.gather(torch.tensor([3, 1])).view(torch.uint16).numpy(), expected[[3, 1]])
+
+
+def test_data_and_their_batches_lie_on_one_device_however_it_is_called():
+    counts, plates, maps = make()
+    named = {
+        name: CellData(counts, plates=plates, intensity=maps, labels=torch.arange(N), device=name)
+        for name in ("cpu", "cpu:0")
+    }
+    for data in named.values():  # a GPU called `cuda`, whose tensors say `cuda:0`, was taken for two devices
+        assert data.device == data._held.device == data.batch(torch.tensor([2, 0])).device
+
+
 def test_a_shard_that_changes_under_a_training_is_an_error_and_no_other_pixels(store, tmp_path):
     shutil.copytree(store.info.path, tmp_path / "s")
     copied = open_store(tmp_path / "s")
