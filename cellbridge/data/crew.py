@@ -46,7 +46,8 @@ def each(
 class Crew:
     """This process and its helpers, which start with the first job that has work for them and stay for the next ones.
 
-    Until a helper has started, which takes a second or two, it is given nothing: nobody ever waits for one to start.
+    Until a helper has started, which takes a second or two, it is given nothing: nobody ever waits for one to start. One that
+    cannot start, as where `__main__` is a script read from standard input, is done without.
 
     Parameters
     ----------
@@ -107,7 +108,11 @@ class Crew:
         self._jobs += 1
         helpers = self._helpers[:count]
         for helper in helpers:
-            helper.ready = helper.pool.submit(_learn, self._jobs, job)
+            try:
+                helper.ready = helper.pool.submit(_learn, self._jobs, job)
+            except BrokenProcessPool as error:  # it could not start, or ended between two jobs
+                helper.ready = Future()
+                helper.ready.set_exception(error)
         return helpers
 
 
@@ -172,7 +177,7 @@ class _Queue(Generic[Result]):
 
     def _hand_out(self, helper: "_Helper", upto: int) -> None:
         """Give a helper what it can hold; towards the end no more than it can do at once, so that all end together."""
-        if not helper.ready.done():
+        if not helper.ready.done() or isinstance(helper.ready.exception(), BrokenProcessPool):
             return
         helper.ready.result()
         few = upto - self._next <= len(self._helpers) + 1

@@ -128,6 +128,10 @@ class Cutting:
     code: str = field(default_factory=code_sum)
     _state: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # This process goes on working while a helper is sent the job: what it has read meanwhile stays here.
+        return {**self.__dict__, "_state": {}}
+
     @cached_property
     def units(self) -> list[range]:
         """Which rows belong to each unit of work: a field each, or some crops."""

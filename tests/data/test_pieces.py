@@ -5,15 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import wait
 from importlib import metadata
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cellbridge.data.cutting import Cutting
+from cellbridge.data.extraction import Geometry
+from cellbridge.data.manifest import Manifest
 from cellbridge.data.pieces import Piece, Pieces, code_sum, fingerprint, kept_beside, stamps
 from cellbridge.errors import ImageError, ResourceError, RunError, StoppedBySignal, StoreError
 
@@ -208,6 +213,30 @@ def test_an_error_of_a_piece_is_the_callers_whoever_worked_at_it() -> None:
 
     with Crew(2) as crew, pytest.raises(ZeroDivisionError):
         list(crew.each(never_seven, list(range(60))))
+
+
+def test_a_helper_that_cannot_start_is_done_without(tmp_path: Path) -> None:
+    code = (
+        "import time; from functools import partial; from cellbridge.data.crew import Crew\n"
+        "with Crew(2) as crew:\n"
+        "    for job in (abs, partial(pow, 2)):\n"
+        "        given = crew.each(job, list(range(4)))\n"
+        "        found = [next(given)]\n"
+        "        while not crew._helpers[0].ready.done():\n"
+        "            time.sleep(0.05)\n"
+        "        assert dict([*found, *given]) == {n: job(n) for n in range(4)}\n"
+        "        assert crew._helpers[0].ready.exception() is not None\n"
+    )
+    # A script on standard input is a `__main__` whose file, `<stdin>`, no other process finds.
+    done = subprocess.run([sys.executable, "-"], input=code, text=True, capture_output=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_job_is_sent_to_helpers_without_what_this_process_has_read_for_it(pieces: Pieces) -> None:
+    job = Cutting((), Manifest.model_construct(), Geometry.__new__(Geometry), {}, None, pieces)
+    job._state["known"] = threading.Lock()  # as a store that is being read, which cannot be sent
+    ForkingPickler.dumps(job)
+    assert "known" in job._state
 
 
 def never_seven(number: int) -> float:
