@@ -18,6 +18,7 @@ from cellbridge.errors import ManifestError, StoreError, did_you_mean
 COMPOUND_COLUMNS = ("Metadata_Compound", "Metadata_compound", "Metadata_pert_iname", "Metadata_broad_sample")
 CONCENTRATION_COLUMNS = ("Metadata_Concentration", "Metadata_concentration", "Metadata_mmoles_per_liter")
 JUMP_COLUMN = "Metadata_JCP2022"
+_SAY = {True: "Correct `control`", False: "Say by `control`, such as Metadata_Compound=DMSO,"}
 
 
 def join_platemaps(rows: Sequence[ImageRow], platemaps: Mapping[str, PlateMap]) -> list[ImageRow]:
@@ -94,7 +95,7 @@ def annotate(
     unit = unit_of(manifest, manifest.columns.get("Metadata_Concentration", columns.concentration or ""))
 
     def finished(row: ImageRow) -> ImageRow:
-        done = _finished(row, control, columns, unit)
+        done = _finished(row, control, columns, unit, manifest)
         condition_of(done, control=control, where=columns.at(row, columns.compound))
         return done
 
@@ -135,7 +136,7 @@ def require_control(rows: Iterable[ImageRow], manifest: Manifest, selection: Sel
         f"no control among the wells asked for: none of them has {manifest.control}. Add control wells of the plate to --wells, "
         "or set intensity_reference: all."
         if selection.wells
-        else f"no control: no row has {manifest.control}. Correct `control` in the manifest, leave the plate out, or set "
+        else f"no control: no row has {manifest.control}. {_SAY[manifest.says_control]} in the manifest, leave the plate out, or set "
         "intensity_reference: all."
     )
     plates: dict[str, bool] = {}
@@ -262,7 +263,7 @@ def _control_name(rows: Sequence[ImageRow], manifest: Manifest) -> str:
     return solvents[0] if len(solvents) == 1 else "DMSO"
 
 
-def _finished(row: ImageRow, control: str, columns: _Columns, unit: str) -> ImageRow:
+def _finished(row: ImageRow, control: str, columns: _Columns, unit: str, manifest: Manifest) -> ImageRow:
     column = columns.concentration
     text = row.metadata.get(column, "") if column else ""
     if column and not is_control(row):
@@ -274,7 +275,7 @@ def _finished(row: ImageRow, control: str, columns: _Columns, unit: str) -> Imag
         metadata["Metadata_Compound"] = control
     elif metadata["Metadata_Compound"] == control:
         raise ManifestError(
-            f'{columns.at(row, columns.compound)}: compound "{control}" is the control\'s, but the row is not selected by the '
-            "control query. Correct the row, or `control` in the manifest."
+            f'{columns.at(row, columns.compound)}: compound "{control}" is the control\'s, but the well is no control, as it has not '
+            f"{manifest.control}. Set control: Metadata_Compound={control} in the manifest, or correct the row."
         )
     return replace(row, metadata=metadata)

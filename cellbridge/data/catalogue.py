@@ -149,7 +149,8 @@ def require_unique(rows: Sequence[ImageRow], manifest: Manifest) -> None:
             cell = f" cell {row.metadata['Metadata_Cell']}" if not manifest.holds_fields else ""
             with apart("duplicate"):
                 raise ManifestError(
-                    f"{row.where}: {row.place}{cell} is listed already, in {first.where}. Remove one of the two rows."
+                    f"{row.where}: {row.place}{cell} is listed already, in {first.where}. Remove one of the two rows, or give the "
+                    "plates two names if they are two."
                 )
 
 

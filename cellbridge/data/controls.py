@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-_QUERY = r"^Metadata_\w+=.*$"
+_QUERY = r"^Metadata_[^=]+=.*$"
 
 
 def _is_a_query(text: str) -> str:

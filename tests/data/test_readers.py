@@ -88,10 +88,12 @@ def test_a_table_that_is_wrong_is_refused_with_its_row(data: bytes, message: str
         "FileName_DNA,PathName_DNA,FileName_ER,PathName_ER,Metadata_Plate,Metadata_Well,Metadata_Site",
         "Image_FileName_DNA,Image_PathName_DNA,Image_FileName_ER,Image_PathName_ER,Image_Metadata_Plate,Image_Metadata_Well,Metadata_Site",
         "FileName_OrigDNA,PathName_OrigDNA,FileName_OrigER,PathName_OrigER,Metadata_Plate,Metadata_Well,Metadata_Site",
+        "FileName_DNA,PathName_DNA,FileName_ER,PathName_ER,Metadata_Plate,Metadata_Well,Metadata_Site,FileName_OrigDNA",
     ],
 )
 def test_the_forms_of_load_data_give_the_same_rows(header: str, tmp_path: Path) -> None:
-    (row,) = load_data(tmp_path, header + "\nd.tif,images/,e.tif,images,0001053597806,b3,2\n")
+    more = ",d.tif" if header.endswith("FileName_OrigDNA") else ""  # two columns that say the same
+    (row,) = load_data(tmp_path, f"{header}\nd.tif,images/,e.tif,images,0001053597806,b3,2{more}\n")
     assert row.images == {"DNA": Plane(tmp_path / "images/d.tif"), "ER": Plane(tmp_path / "images/e.tif")}
     assert (row.plate, row.well, row.site) == ("0001053597806", "B03", "2")
     assert row.where == "load_data.csv row 2"
@@ -192,10 +194,14 @@ def test_concentrations_are_in_micromolar(text: str, unit: str, expected: str, t
             {},
             'maps/platemap/m.txt row 3 mmoles_per_liter: "0,5" is no concentration',
         ),
-        ("A01\t\t\tDMSO\nA1\tx\t1\tDMSO\n", {}, "maps/platemap/m.txt row 3 well_position: well A01 stands twice"),
+        (
+            "A01\t\t\tDMSO\nA1\tx\t1\tDMSO\n",
+            {},
+            "maps/platemap/m.txt row 3 well_position: well A01 stands twice. Remove one row; several compounds in a well are one row",
+        ),
         ("A01\t\t\tDMSO\nQ25\tx\t1\tDMSO\n", {}, 'load_data.csv row 3 Metadata_Well: well "Q25" is outside'),
         ("A01\t\t\tDMSO\n", {"columns": {"Metadata_Compound": "cpd"}}, 'columns: "cpd" is in no table'),
-        ("A01\t\t\tDMSO\nA02\tDMSO\t1\tDMSO\n", {"control_name": "DMSO"}, "not selected by the control query"),
+        ("A01\t\t\tDMSO\nA02\tDMSO\t1\tDMSO\n", {"control_name": "DMSO"}, "Set control: Metadata_Compound=DMSO"),
         ("A01\t\t\tDMSO\n", {"platemaps": ("../maps",)}, "outside the root"),
         (
             "A01\t\t\tDMSO\n",
@@ -309,6 +315,16 @@ def test_the_control_has_the_data_sets_name_whichever_wells_are_asked_for(tmp_pa
     assert ([row.well for row in rows], control) == (["A02"], "mock")
 
 
+def test_columns_whose_names_have_spaces_are_asked_for_like_others(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "path,plate,well,site,channel,compound,cell line,well role\n"
+        "a,p,A01,1,DNA,DMSO,U2OS,vehicle\nb,p,A01,1,ER,DMSO,U2OS,vehicle\nc,p,A02,1,DNA,x,A549,treated\n"
+    )
+    queries = {"control": "Metadata_well role=vehicle", "only": ("Metadata_cell line=U2OS",)}
+    rows, control = read_catalogue(manifest(kind="planes", tables=("t.csv",), **queries), tmp_path)
+    assert ([row.well for row in rows], control) == (["A01"], "DMSO")
+
+
 def test_rows_that_only_leaves_out_of_a_selection_are_not_the_manifests_fault(tmp_path: Path) -> None:
     wells, one = "A01\tmock\t\tDMSO\nA02\ttaxol\t1\tDMSO\n", Selection(wells=frozenset(["A02"]))
     with pytest.raises(ManifestError, match=r"no row of the plates and wells asked for has .* Ask for others, or"):
@@ -341,7 +357,9 @@ def test_controls_of_several_names_need_one_name(tmp_path: Path) -> None:
 def test_a_plate_without_control_is_named(tmp_path: Path) -> None:
     rows = jump_rows(tmp_path, "d,e,p,A01,x,negcon,DMSO\nd,e,q,A01,y,trt,taxol\n")
     annotated, _ = annotate(rows, manifest())
-    with pytest.raises(ManifestError, match=r'plate "q" has no control.*intensity_reference: all'):
+    with pytest.raises(
+        ManifestError, match=r'plate "q" has no control.*Metadata_Compound=DMSO.*intensity_reference: all'
+    ):
         require_control(annotated, manifest())
 
 

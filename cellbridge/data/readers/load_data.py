@@ -125,7 +125,8 @@ def _columns(table: Table, pattern: re.Pattern[str], manifest: Manifest) -> Colu
         if match := pattern.fullmatch(name):
             channel = manifest.channel_names.get(match[2], match[2])
             first = found.setdefault(channel, {}).setdefault(match[1], name)
-            if first != name and channel in manifest.channels_to_read:
+            differ = any(row[first] != row[name] for row in table.rows)
+            if differ and channel in manifest.channels_to_read:
                 raise ManifestError(
                     f'{table.name}: columns "{first}" and "{name}" are both channel "{channel}". Remove or rename one of the two, or '
                     "correct channel_names in the manifest."

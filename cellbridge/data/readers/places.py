@@ -125,7 +125,8 @@ def _add(row: PlaneRow, fields: dict[tuple[str, str, str], dict[str, PlaneRow]])
         with apart("duplicate"):
             raise ManifestError(
                 f"{row.where}: channel {row.channel} of plate {place[0]} well {place[1]} site {place[2]} is listed already, in "
-                f"{first.where}. Remove one of the two; of several focal planes, project or choose one."
+                f"{first.where}. Remove one of the two, or give the plates two names if they are two; of several focal planes, "
+                "project or choose one."
             )
 
 

@@ -89,6 +89,9 @@ def _read_map(file: Path, *, plate_format: int, root: Path | None) -> PlateMap:
         with apart("platemap"):
             well = parse_well(row["well_position"], plate_format=plate_format, where=where)
             if well in wells:
-                raise ManifestError(f"{where}: well {well} stands twice. Remove one row.")
+                raise ManifestError(
+                    f"{where}: well {well} stands twice. Remove one row; several compounds in a well are one row and one name, such as "
+                    "taxol + rotenone."
+                )
             wells[well] = Entry({own: row[name] for own, name in names.items()}, names, table.where(index))
     return PlateMap(table.name, wells)
