@@ -219,27 +219,27 @@ def undisturbed_store(folder: Path, out: Path) -> None:
     subprocess.run(prepare_command(folder, out), check=True, capture_output=True)
 
 
-def killed_until_done(folder: Path, out: Path, *, kills: int, seed: int, pause: tuple[float, float]) -> int:
-    """Prepare with the command line, killed at random moments, until it is through; return how often it was killed while it worked."""
-    moments, killed = random.Random(seed), 0
+def killed_until_done(folder: Path, out: Path, *, kills: int, seed: int, pieces: int) -> list[int]:
+    """Prepare with the command line until it is through, killed as often at random stages of the work; return how many pieces each kill found.
+
+    Parameters
+    ----------
+    pieces : how many there are in all before the store is written.
+    """
+    begun = out.with_name(f".{out.name}.preparing")
     command = [*prepare_command(folder, out), "--set", "workers=2"]
-    while True:
+    found = []
+    for stage in sorted(random.Random(seed).sample(range(pieces), kills)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if killed < kills:
-            begun = out.with_name(f".{out.name}.preparing")
-            progress = files_in(begun)
-            deadline = time.monotonic() + 1200
-            while files_in(begun) <= progress and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            time.sleep(moments.uniform(*pause))
-            process.send_signal(signal.SIGKILL)
+        while files_in(begun) <= stage and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
         _, said = process.communicate()
-        if process.returncode == -signal.SIGKILL:
-            killed += 1
-            assert not out.exists() or (out / runs.MANIFEST).is_file()
-            continue
-        assert process.returncode == 0, said
-        return killed
+        assert process.returncode == -signal.SIGKILL, said
+        assert not out.exists()
+        found.append(files_in(begun))
+    subprocess.run(command, check=True, capture_output=True)
+    return found
 
 
 def files_in(folder: Path) -> int:
@@ -250,15 +250,32 @@ def files_in(folder: Path) -> int:
 def test_a_small_plate_survives_five_kills(tmp_path: Path) -> None:
     folder = large_plate(tmp_path / "in", wells=48, sites=4, field_px=96)
     undisturbed_store(folder, tmp_path / "whole.zarr")
-    assert killed_until_done(folder, tmp_path / "s.zarr", kills=5, seed=1, pause=(0.0, 1.0)) >= 3
+    found = killed_until_done(folder, tmp_path / "s.zarr", kills=5, seed=1, pieces=2 * 48 * 4)
+    assert found == sorted(found)  # nothing finished was lost
     assert runs.fingerprint(tmp_path / "s.zarr") == runs.fingerprint(tmp_path / "whole.zarr")
     assert describe(tmp_path / "s.zarr").n_cells > 200
+
+
+@pytest.mark.slow
+def test_a_store_that_was_half_written_is_written_anew(tmp_path: Path) -> None:
+    folder = large_plate(tmp_path / "in", wells=24, sites=2, field_px=96)
+    undisturbed_store(folder, tmp_path / "whole.zarr")
+    process = subprocess.Popen(prepare_command(folder, tmp_path / "s.zarr"), stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".s.zarr.*.tmp")) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "s.zarr").exists()
+    undisturbed_store(folder, tmp_path / "s.zarr")
+    assert runs.fingerprint(tmp_path / "s.zarr") == runs.fingerprint(tmp_path / "whole.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "s.zarr", "whole.zarr"]
 
 
 @pytest.mark.slow
 def test_a_whole_plate_of_384_wells_and_9_sites_survives_five_kills(tmp_path: Path) -> None:
     folder = large_plate(tmp_path / "in", wells=384, sites=9, field_px=128)
     undisturbed_store(folder, tmp_path / "whole.zarr")
-    assert killed_until_done(folder, tmp_path / "s.zarr", kills=5, seed=2, pause=(0.0, 20.0)) == 5
+    found = killed_until_done(folder, tmp_path / "s.zarr", kills=5, seed=2, pieces=2 * 384 * 9)
+    assert found == sorted(found)
     assert runs.fingerprint(tmp_path / "s.zarr") == runs.fingerprint(tmp_path / "whole.zarr")
     assert len(open_store(tmp_path / "s.zarr").obs) > 10_000

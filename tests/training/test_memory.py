@@ -145,9 +145,12 @@ def _deep(run: Path, accumulation: int):
 
 
 def _limited(run: Path, accumulation: int, answer: Path) -> None:
-    """Train in 300 MiB more than this process has, and write down the last step, or the error."""
+    """Train in 420 MiB more than this process has, and write down the last step, or the error.
+
+    24 images at once need 480 MiB, 12 need 240; a thread that starts may reserve 128 MiB of addresses, which count here.
+    """
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + 300 * 2**20,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (held + 420 * 2**20,) * 2)
     try:
         answer.write_text(str(list(_deep(run, accumulation))[-1].step))
     except ResourceError as error:
