@@ -1,6 +1,6 @@
 """One job in several processes of this machine: this one works too, and others join it when they have started.
 
-Every process computes on one thread; a piece depends on its number alone, so results are the same for any number of processes.
+Where there are several, every process computes on one thread; a piece depends on its number alone, so results are the same for any number of processes.
 """
 
 import multiprocessing

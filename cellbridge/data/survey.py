@@ -87,6 +87,8 @@ class Survey:
     """Channel → bitwise or of all its counts."""
     of_one_value: Tally = field(default_factory=Tally)
     """The images that show nothing: every pixel has the same count."""
+    widest_px: int = 0
+    """The largest square that any field has room for; 0 where none was looked at."""
 
     def __post_init__(self) -> None:
         self._problems: list[str] = []
@@ -113,6 +115,7 @@ class Survey:
             if not seen.digests[channel]:
                 self.of_one_value.add(f"{row.place} {channel}: every pixel is {seen.bits[channel]}")
             self._shapes.append((row, channel, shape))
+            self.widest_px = max(self.widest_px, min(shape))
             self.bits[channel] = self.bits.get(channel, 0) | seen.bits[channel]
             if channel in seen.blocks:
                 self._medians.setdefault(channel, FieldMedian()).add(seen.blocks[channel], shape)

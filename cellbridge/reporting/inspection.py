@@ -68,7 +68,10 @@ def page_view(scene: Scene, folder: Path) -> dict[str, Any]:
     rows = {plain(name if len(name) <= 24 else f"{name[:22]}…"): images for name, images in scene.pictures.items()}
     axes_rows = montage(rows, overview.channels, contrast_limits(scene.limits_of), pixel_um=scene.pixel_um)
     scale = "" if scene.pixel_um else " The pixel size is not known, so that there is no scale bar."
-    words = f"One row per condition, none picked by eye, one contrast for all. Stains: {', '.join(overview.channels)}.{scale}"
+    words = (
+        "One row per condition, none picked by eye, one contrast for all; under its name the least, mean and largest count. "
+        f"Stains: {', '.join(overview.channels)}.{scale}"
+    )
     return {
         "title": scene.title,
         "facts": scene.facts,

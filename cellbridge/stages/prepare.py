@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cellbridge import runs
 from cellbridge.data.preparation import Config, Task, checked
 from cellbridge.data.store import write_store
-from cellbridge.errors import StoreError
+from cellbridge.errors import ConfigError, StoreError
 from cellbridge.outputs import require_directory
 from cellbridge.progress import bar, say
 
@@ -129,6 +129,11 @@ def _geometry(task: Task, survey: "Survey") -> "Geometry":
     from cellbridge.data.survey import saturated_at
 
     given, nucleus_px = task.config.segmentation, None
+    if task.config.border == "reject" and 0 < survey.widest_px < task.crop_px:
+        raise ConfigError(
+            f"crops of {task.crop_px} px do not fit into any field, of which the largest has {survey.widest_px} px. "
+            "Choose a smaller crop_px or crop_um, or set border=reflect."
+        )
     if task.source is not None:
         border = task.source.attributes.get("border", "reject")
         return Geometry(task.crop_px, task.size_px, None, choice=Choice(border=border))

@@ -233,6 +233,12 @@ def few(plate: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     return prepare(plate, tmp_path_factory.mktemp("few") / "s.zarr", crop_px=14, **settings)
 
 
+def test_a_crop_wider_than_every_field_is_refused_before_cells_are_looked_for(plate: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="crops of 400 px do not fit .* has 96 px.*border=reflect"):
+        prepare(plate, tmp_path / "s.zarr", crop_px=400)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_narrow_crop_and_a_split_without_training_cells_are_told(few: dict[str, Any]) -> None:
     assert few["warnings"] == [
         "split.test holds out everything, so that no cell is left to train on. Name fewer, or leave it so.",
