@@ -204,36 +204,33 @@ class Reader:
     """
 
     def __init__(self, array: zarr.Array, directory: Path):
-        self._array, self._directory = array, directory
+        self._directory, self._dtype = directory, array.dtype
+        self._shape, self._per_shard = array.shape, (array.shards or array.chunks)[0]
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the entries (cell, …) of `rows`, in their order and repeated as they are; errors as of `read_cells`."""
-        array, directory = self._array, self._directory
-        if rows.size and (rows.min() < 0 or rows.max() >= array.shape[0]):
-            raise StoreError(f"{directory}: rows {rows.min()} to {rows.max()} asked of {array.shape[0]} cells.")
-        values = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
+        if rows.size and (rows.min() < 0 or rows.max() >= self._shape[0]):
+            raise StoreError(f"{self._directory}: rows {rows.min()} to {rows.max()} asked of {self._shape[0]} cells.")
+        values = np.empty((len(rows), *self._shape[1:]), dtype=self._dtype)
         if not len(rows):
             return values
-        per_shard = (array.shards or array.chunks)[0]
         order = np.argsort(rows, kind="stable")
-        edges = np.flatnonzero(np.diff(rows[order] // per_shard)) + 1
+        edges = np.flatnonzero(np.diff(rows[order] // self._per_shard)) + 1
         for places in np.split(order, edges):
-            shard = int(rows[places[0]]) // per_shard
-            path = _shard_file(directory, shard, ndim=array.ndim)
+            number, entries = int(rows[places[0]]) // self._per_shard, rows[places] % self._per_shard
+            path = _shard_file(self._directory, number, ndim=len(self._shape))
             try:
-                stored = self._shard(shard, path, per_shard)
-                for place, entry in zip(places.tolist(), (rows[places] % per_shard).tolist(), strict=True):
-                    stored.read_into(values[place, ...], entry)
+                self._shard(number, path).read_into(values, places, entries)
             except (OSError, ValueError, RuntimeError) as error:
-                first = shard * per_shard
-                last = min(first + per_shard, array.shape[0]) - 1
+                first = number * self._per_shard
+                last = min(first + self._per_shard, self._shape[0]) - 1
                 raise StoreError(f"{path}: damaged ({error}); it holds cells {first} to {last}. {REMEDY}") from error
         return values
 
-    def _shard(self, number: int, path: Path, per_shard: int) -> "_OpenShard":
+    def _shard(self, number: int, path: Path) -> "_OpenShard":
         if number not in self._open:
-            self._open[number] = _OpenShard(path, per_shard)
+            self._open[number] = _OpenShard(path, self._per_shard)
             if len(self._open) > _MAX_OPEN:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
@@ -259,12 +256,14 @@ class _OpenShard:
         listed = _checked(os.pread(self._file.fileno(), size, self._length - size), what="index")
         self._index = np.frombuffer(listed, dtype="<u8").reshape(-1, 2)
 
-    def read_into(self, cell: np.ndarray, entry: int) -> None:
-        offset, length = (int(number) for number in self._index[entry])
-        if offset + length > self._length:
-            raise ValueError(f"entry {entry} is not there")
-        # Read, not mapped: a file that is cut short meanwhile is then an error, and not the end of the process.
-        _decode_into(cell, os.pread(self._file.fileno(), length, offset), what=f"entry {entry}")
+    def read_into(self, values: np.ndarray, places: np.ndarray, entries: np.ndarray) -> None:
+        """Decode entries of the shard into these places of an array."""
+        file, listed = self._file.fileno(), self._index[entries].tolist()
+        for place, entry, (offset, length) in zip(places.tolist(), entries.tolist(), listed, strict=True):
+            if offset + length > self._length:
+                raise ValueError(f"entry {entry} is not there")
+            # Read, not mapped: a file that is cut short meanwhile is then an error, and not the end of the process.
+            _decode_into(values[place, ...], os.pread(file, length, offset), what=f"entry {entry}")
 
     def close(self) -> None:
         self._file.close()
