@@ -234,7 +234,7 @@ def few(plate: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 
 
 def test_a_crop_wider_than_every_field_is_refused_before_cells_are_looked_for(plate: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="crops of 400 px do not fit .* has 96 px.*border=reflect"):
+    with pytest.raises(ConfigError, match=r"crops of 400 px do not fit .* has 96 px.*border=reflect"):
         prepare(plate, tmp_path / "s.zarr", crop_px=400)
     assert not list(tmp_path.iterdir())
 
