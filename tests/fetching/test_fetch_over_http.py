@@ -8,6 +8,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -350,6 +351,25 @@ def test_a_disk_without_room_is_told_before_the_first_byte(
     with pytest.raises(ResourceError, match=r"300.0 kB are to be fetched \(300000 bytes\)"):
         fetch(manifest_of(server, tmp_path))
     assert server.gets("a") == []
+
+
+def test_an_archive_needs_room_for_what_it_unpacks_to_as_well(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "z", "w") as archive:
+        archive.writestr("a.tif", A)
+    size = (tmp_path / "z").stat().st_size
+    server.files["z.zip"] = (tmp_path / "z").read_bytes()
+    manifest = manifest_of(server, tmp_path, {"path": "z.zip", "unpack": "images"})
+    for factor, room in ((2, True), (2 - 1 / size, False)):
+        free = transfer.RESERVE_BYTES + round(factor * size)
+        monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        with (
+            nullcontext()
+            if room
+            else pytest.raises(ResourceError, match=r"and what they unpack to takes 300.. kB more")
+        ):
+            fetch(manifest, root=tmp_path / f"root{room}")
 
 
 def test_a_disk_that_fills_up_keeps_what_has_come(

@@ -72,6 +72,11 @@ class Plan:
         return sum(wanted.kept for wanted in self.wanted)
 
     @property
+    def beside(self) -> int:
+        """Bytes of the largest wanted archive: its content takes as much again at least before it is deleted."""
+        return max((wanted.size or 0 for wanted in self.wanted if wanted.item.unpack is not None), default=0)
+
+    @property
     def unknown(self) -> int:
         """How many wanted files have no known size."""
         return sum(wanted.size is None for wanted in self.wanted)
@@ -180,12 +185,13 @@ def make_plan(items: Sequence[Item], facts: dict[str, Facts], scene: Scene, *, r
 
 
 def require_room(plan: Plan, root: Path) -> None:
-    """Raise ResourceError where the disk has no room for the files of known size."""
+    """Raise ResourceError where the disk has no room for the files of known size, and for the largest archive twice."""
     folder = next(path for path in (root, *root.parents) if path.exists())
     free, needed = shutil.disk_usage(folder).free, plan.total - plan.kept
-    if plan.wanted and needed + RESERVE_BYTES > free:
+    if plan.wanted and needed + plan.beside + RESERVE_BYTES > free:
+        again = f", and what they unpack to takes {in_words(plan.beside)} more at least" if plan.beside else ""
         raise ResourceError(
-            f"{root}: {in_words(needed)} are to be fetched ({needed} bytes), {in_words(free)} are free ({free} bytes, of which "
+            f"{root}: {in_words(needed)} are to be fetched ({needed} bytes){again}, {in_words(free)} are free ({free} bytes, of which "
             f"{RESERVE_BYTES} stay free). Free some space, choose another --root, or fetch fewer --plates."
         )
 
